@@ -1,0 +1,1 @@
+"""The contract between toolkit and runtime: plain data, no Vulkan, no file access."""

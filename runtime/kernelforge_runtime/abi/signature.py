@@ -1,0 +1,153 @@
+"""What a kernel takes: ordered bindings, push constants, and how it is launched."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kernelforge_runtime.abi.grid import Grid
+from kernelforge_runtime.dtypes import DTYPES, F32, U32, DType
+from kernelforge_runtime.errors import PlanError
+
+Access = Literal["read", "write", "readwrite"]
+Addressing = Literal["descriptor", "address"]
+
+ADDRESS_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One buffer of a kernel.
+
+    Attributes:
+        name: GLSL name of the buffer's array.
+        dtype: element type on the host.
+        shape: dimension names (single capitals) and numbers, row-major.
+        access: what the kernel does with it.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[str | int, ...]
+    access: Access = "read"
+
+    def extent(self, dims: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape in numbers for these dimensions."""
+        try:
+            return tuple(dims[s] if isinstance(s, str) else s for s in self.shape)
+        except KeyError as error:
+            raise PlanError(f"binding {self.name} needs dimension {error}; have {sorted(dims)}") from None
+
+    def nbytes(self, dims: Mapping[str, int]) -> int:
+        """Bytes the buffer must have for these dimensions."""
+        return self.dtype.nbytes(math.prod(self.extent(dims)))
+
+
+@dataclass(frozen=True)
+class PushConstant:
+    """A 32-bit push constant. A single capital is filled from the problem, others by the op."""
+
+    name: str
+    dtype: DType = U32
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Bindings in order, push constants in order, grid and workgroup of one compiled kernel.
+
+    With `addressing="descriptor"`, binding i is set 0, binding i. With `"address"` the push
+    constant block starts with one 64-bit buffer address per binding, in order, and the 32-bit
+    push constants follow.
+    """
+
+    bindings: tuple[Binding, ...]
+    push_constants: tuple[PushConstant, ...]
+    grid: Grid
+    workgroup: int
+    subgroup: int = 0
+    """Required subgroup size; 0 means that any will do."""
+    addressing: Addressing = "descriptor"
+    features: tuple[str, ...] = ()
+    """Device features that the kernel needs, spelled as in DeviceInfo.features."""
+
+    @property
+    def push_constant_bytes(self) -> int:
+        """Size of the push constant block, in bytes."""
+        addresses = len(self.bindings) if self.addressing == "address" else 0
+        return ADDRESS_BYTES * addresses + 4 * len(self.push_constants)
+
+    def pack_constants(self, values: Mapping[str, int | float]) -> bytes:
+        """The 32-bit push constants as bytes, little endian (addresses not included).
+
+        Raises:
+            PlanError: a constant has no value, or an unsigned one is out of range.
+        """
+        out = bytearray()
+        for constant in self.push_constants:
+            if constant.name not in values:
+                raise PlanError(f"push constant {constant.name} has no value; have {sorted(values)}")
+            value = values[constant.name]
+            if constant.dtype == F32:
+                out += struct.pack("<f", value)
+            elif isinstance(value, int) and 0 <= value < 2**32:
+                out += struct.pack("<I", value)
+            else:
+                raise PlanError(f"push constant {constant.name}={value!r}: expected 0 to 2^32-1")
+        return bytes(out)
+
+    def to_json(self) -> dict[str, Any]:
+        """Form kept in manifests."""
+        return {
+            "addressing": self.addressing,
+            "bindings": [[b.name, b.dtype.name, list(b.shape), b.access] for b in self.bindings],
+            "features": list(self.features),
+            "grid": self.grid.to_json(),
+            "push_constants": [[c.name, c.dtype.name] for c in self.push_constants],
+            "subgroup": self.subgroup,
+            "workgroup": self.workgroup,
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Signature:
+        """Reads what `to_json` wrote; a wrong form raises PlanError."""
+        try:
+            if data["addressing"] not in ("descriptor", "address"):
+                raise PlanError(f"addressing {data['addressing']!r}: expected descriptor or address")
+            return cls(
+                bindings=tuple(
+                    Binding(str(name), DTYPES[dtype], _shape(shape), _access(access))
+                    for name, dtype, shape, access in data["bindings"]
+                ),
+                push_constants=tuple(
+                    PushConstant(str(name), DTYPES[dtype]) for name, dtype in data["push_constants"]
+                ),
+                grid=Grid.from_json(data["grid"]),
+                workgroup=_count(data["workgroup"]),
+                subgroup=_count(data["subgroup"]),
+                addressing=data["addressing"],
+                features=tuple(str(f) for f in data["features"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"signature has a wrong form: {type(error).__name__}: {error}") from error
+
+
+def _shape(shape: Any) -> tuple[str | int, ...]:
+    if not all(isinstance(s, str | int) and not isinstance(s, bool) for s in shape):
+        raise PlanError(f"binding shape {shape!r}: expected names and numbers")
+    return tuple(shape)
+
+
+def _access(access: Any) -> Access:
+    if access not in ("read", "write", "readwrite"):
+        raise PlanError(f"binding access {access!r}: expected read, write or readwrite")
+    result: Access = access
+    return result
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise PlanError(f"expected a count, found {value!r}")
+    return value
