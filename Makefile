@@ -1,0 +1,39 @@
+# Names the common tasks; the work itself is done by scripts/ and by the kernelforge command.
+
+python := .venv/bin/python
+kernelforge := .venv/bin/kernelforge
+models := $(wildcard runtime/demo/*.safetensors)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench report gpu clean
+
+help:       ## this list
+	@sed -n 's/^\([a-z]*\): *[a-z ]*## /\1\t/p' Makefile | expand -t 10
+
+setup:      ## install all that is needed: system packages, two software devices, .venv
+	@bash scripts/setup.sh
+
+demo: setup ## tune, bundle, run a real model and report, on the default device
+	@bash scripts/demo.sh
+
+test: setup ## the whole test suite; PYTEST_ARGS="-k gemv" for a part of it
+	@. scripts/env.sh && $(python) -m pytest $(PYTEST_ARGS)
+
+check: setup ## lint, format, types, import contracts
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+	.venv/bin/lint-imports
+
+bench: setup ## tokens per second of the models in runtime/demo
+	@set -e; for model in $(models); do $(kernelforge) bench "$$model"; done
+
+report: setup ## performance reports under reports/
+	@set -e; for model in $(models); do $(kernelforge) report "$$model"; done
+
+gpu: setup  ## tune, verify and report on this machine's GPU
+	@bash scripts/gpu.sh
+
+clean:      ## remove what tools left behind; .venv and .setup stay
+	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find kernelforge runtime templates tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,324 @@
+#!/usr/bin/env bash
+# Makes this checkout ready to run: system packages, two software Vulkan devices, a .venv.
+# A second run finds everything in place and changes nothing.
+#
+#   scripts/setup.sh              install what is missing (root, or sudo, for system packages)
+#   scripts/setup.sh --check      only say what is missing; exit 1 if anything is
+#   scripts/setup.sh --no-system  leave system packages alone
+#
+# PYTHON=python3.12 scripts/setup.sh   chooses the interpreter that .venv is made with
+set -euo pipefail
+
+root=$(cd "${BASH_SOURCE[0]%/*}/.." && pwd)
+cd "$root"
+# shellcheck source=scripts/apt_sources.sh
+. scripts/apt_sources.sh
+
+state=$root/.setup
+swiftshader=$state/swiftshader
+backports_file=/etc/apt/sources.list.d/kernelforge-backports.sources
+mesa_wanted=25.0                 # 22.3 runs our kernels about eight times slower
+
+say() { printf 'setup: %s\n' "$*"; }
+warn() { printf 'setup: warning: %s\n' "$*" >&2; }
+die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+any_file() { local f; for f in "$@"; do [[ -e $f ]] && return 0; done; return 1; }
+
+# --- what is there ------------------------------------------------------------------------
+
+find_python() {
+  local name
+  for name in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+    if have "$name" && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+      command -v "$name"
+      return
+    fi
+  done
+  return 1
+}
+
+has_part() {
+  local python
+  case $1 in
+    python3) find_python >/dev/null ;;
+    python3-venv) python=$(find_python) && "$python" -c 'import ensurepip, venv' 2>/dev/null ;;
+    libvulkan1) { ldconfig -p || /sbin/ldconfig -p; } 2>/dev/null | grep -F libvulkan.so.1 >/dev/null ;;
+    vulkan-tools) have vulkaninfo ;;
+    mesa-vulkan-drivers) any_file /{usr/share,usr/local/share,etc}/vulkan/icd.d/lvp_icd*.json ;;
+    glslang-tools) have glslangValidator ;;
+    spirv-tools) have spirv-val ;;
+    vulkan-validationlayers)
+      any_file /{usr/share,usr/local/share,etc}/vulkan/explicit_layer.d/VkLayer_khronos_validation.json ;;
+  esac
+}
+
+# Debian's package names, which also name the thing on other systems.
+packages=(python3 python3-venv libvulkan1 vulkan-tools mesa-vulkan-drivers glslang-tools
+  spirv-tools vulkan-validationlayers)
+
+missing_packages() {
+  local package
+  for package in "${packages[@]}"; do has_part "$package" || echo "$package"; done
+}
+
+# Names this checkout's own .venv: one that was moved or copied here has another path inside.
+has_venv() {
+  [[ -x .venv/bin/python && -f .venv/bin/kernelforge ]] &&
+    grep -F "$root/.venv/bin/python" .venv/bin/kernelforge >/dev/null &&
+    .venv/bin/python -c '
+import sys
+from importlib.util import find_spec
+sys.exit(not all(map(find_spec, ["kernelforge", "numpy", "vulkan", "optuna", "pytest", "mypy"])))'
+}
+
+has_swiftshader() {
+  [[ -s $swiftshader/libvk_swiftshader.so && -s $swiftshader/vk_swiftshader_icd.json &&
+    -s $swiftshader/version ]]
+}
+
+wanted_stamp() { cat pyproject.toml scripts/setup.sh scripts/apt_sources.sh | sha256sum; }
+is_current() { [[ -f $state/stamp && $(<"$state/stamp") == "$(wanted_stamp)" ]]; }
+
+mesa_version() { dpkg-query -W -f '${Version}' mesa-vulkan-drivers 2>/dev/null || true; }
+mesa_is_old() {
+  local version
+  version=$(mesa_version)
+  [[ -n $version ]] && dpkg --compare-versions "$version" lt "$mesa_wanted"
+}
+
+check() {
+  local package complete=0
+  for package in $(missing_packages); do
+    echo "missing: $package"
+    complete=1
+  done
+  if ! has_venv; then
+    echo "missing: .venv with kernelforge and its dependencies"
+    complete=1
+  elif ! is_current; then
+    echo "out of date: .venv (pyproject.toml or the set-up script changed)"
+    complete=1
+  fi
+  has_swiftshader || echo "optional, missing: SwiftShader (its tests are skipped)"
+  [[ $complete == 0 ]] && echo "everything is in place"
+  return $complete
+}
+
+# --- system packages ----------------------------------------------------------------------
+
+as_root() {
+  if [[ $EUID == 0 ]]; then "$@"; else sudo "$@"; fi
+}
+
+# apt_get LOG ARGUMENTS...: quiet, never asks, waits for another package manager to finish.
+apt_get() {
+  local log=$1 tries
+  shift
+  for tries in {1..100}; do
+    as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 LC_ALL=C \
+      apt-get -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=2 -o Acquire::http::Timeout=30 \
+      -o Acquire::https::Timeout=30 "$@" >"$log" 2>&1 </dev/null && return 0
+    # The lock on the package lists is not covered by apt's own time limit.
+    grep -E 'Unable to lock directory|Could not get lock' "$log" >/dev/null || return 1
+    [[ $tries == 1 ]] && say "waiting for another package manager to finish"
+    sleep 3
+  done
+  return 1
+}
+
+problem_in() { grep -m 1 -E '^(E|Err|W):' "$1" || tail -n 1 "$1"; }
+
+# A foreign source that cannot be reached is no reason to stop: what we need may be there all the same.
+refresh_lists() {
+  [[ -n ${lists_are_fresh:-} ]] && return
+  lists_are_fresh=yes
+  say "refreshing the package lists"
+  apt_get "$state/apt-update.log" update ||
+    warn "apt-get update: $(problem_in "$state/apt-update.log"); going on with the lists at hand"
+}
+
+# newest_mesa: "VERSION SUITE" of the newest Mesa driver that apt knows.
+newest_mesa() {
+  local version line best='' suite=''
+  while IFS='|' read -r _ version line; do
+    version=${version// /}
+    if [[ -z $best ]] || dpkg --compare-versions "$version" gt "$best"; then
+      best=$version
+      suite=$(awk '{ sub(/\/.*/, "", $2); print $2 }' <<<"$line")
+    fi
+  done < <(LC_ALL=C apt-cache madison mesa-vulkan-drivers 2>/dev/null | grep -F Packages)
+  echo "$best $suite"
+}
+
+mesa_is_offered() {
+  local version
+  read -r version _ < <(newest_mesa)
+  [[ -n $version ]] && dpkg --compare-versions "$version" ge "$mesa_wanted"
+}
+
+# Adds CODENAME-backports next to the machine's own sources, from the first archive that has it.
+add_backports() {
+  local codename=$1 stanzas n=0
+  stanzas=$(backports_stanzas "$codename" /etc/apt/sources.list /etc/apt/sources.list.d/*.{sources,list})
+  while nth_stanza $((++n)) <<<"$stanzas" >"$state/backports.sources"; do
+    as_root install -m 644 "$state/backports.sources" "$backports_file"
+    apt_get "$state/apt-update.log" update -o Dir::Etc::sourcelist="$backports_file" \
+      -o Dir::Etc::sourceparts=/dev/null -o APT::Get::List-Cleanup=0 || true
+    if mesa_is_offered; then
+      say "added the package source $codename-backports ($backports_file)"
+      return 0
+    fi
+    as_root rm -f "$backports_file"
+  done
+  return 1
+}
+
+# mesa_package: what to ask apt for, after making a new enough Mesa known where there is one.
+mesa_package() {
+  local version suite candidate
+  if ! mesa_is_offered && [[ ${ID:-} == debian && -n ${VERSION_CODENAME:-} ]]; then
+    add_backports "$VERSION_CODENAME" >&2 ||
+      warn "none of this machine's package sources has $VERSION_CODENAME-backports"
+  fi
+  read -r version suite < <(newest_mesa)
+  candidate=$(LC_ALL=C apt-cache policy mesa-vulkan-drivers | awk '$1 == "Candidate:" { print $2 }')
+  if ! mesa_is_offered; then
+    warn "Mesa $mesa_wanted or later is not offered here, only ${version:-none}:" \
+      "the software device will be slow"
+    echo mesa-vulkan-drivers
+  elif [[ $candidate == "$version" ]]; then
+    echo mesa-vulkan-drivers
+  else
+    echo "mesa-vulkan-drivers/$suite"          # takes what it needs from that suite too
+  fi
+}
+
+install_packages() {
+  local missing=("$@") wanted=() package
+  if ! have apt-get; then
+    die "this is not Debian or Ubuntu; missing: ${missing[*]} (their Debian names)." \
+      "Install them with your package manager and run this again"
+  fi
+  if [[ $EUID != 0 ]] && ! have sudo; then
+    die "missing: ${missing[*]}; no root and no sudo to install them." \
+      "As root: apt-get install ${missing[*]}"
+  fi
+  refresh_lists
+  for package in "${missing[@]}"; do
+    [[ $package == mesa-vulkan-drivers ]] && package=$(mesa_package)
+    wanted+=("$package")
+  done
+  say "installing system packages: ${wanted[*]}"
+  apt_get "$state/apt-install.log" install --no-install-recommends "${wanted[@]}" ||
+    die "apt-get install ${wanted[*]} failed: $(problem_in "$state/apt-install.log")." \
+      "Check the network and the package sources, then run this again (log: .setup/apt-install.log)"
+  sed -n 's/^Setting up \([^ ]*\) (\(.*\)) .*/setup:   \1 \2/p' "$state/apt-install.log"
+}
+
+setup_system() {
+  local missing
+  mapfile -t missing < <(missing_packages)
+  # Asked for once per version of this script: where nothing newer is offered, asking again is waste.
+  if ! is_current && mesa_is_old && [[ " ${missing[*]} " != *" mesa-vulkan-drivers "* ]]; then
+    missing+=(mesa-vulkan-drivers)
+  fi
+  if [[ ${#missing[@]} -gt 0 ]]; then
+    install_packages "${missing[@]}"
+    mapfile -t missing < <(missing_packages)
+    [[ ${#missing[@]} == 0 ]] || die "installed, yet still not found: ${missing[*]}"
+  fi
+}
+
+# --- the checkout's own parts -------------------------------------------------------------
+
+setup_venv() {
+  local python
+  has_venv && is_current && return
+  python=$(find_python) || die "no Python 3.11 or later found. Install one, or name it: PYTHON=..."
+  if ! { [[ -x .venv/bin/python ]] && .venv/bin/python -c '' 2>/dev/null &&
+    grep -F "$root/.venv" .venv/bin/activate >/dev/null; }; then
+    say "making .venv with $("$python" --version)"
+    "$python" -m venv --clear .venv >"$state/venv.log" 2>&1 ||
+      die "python -m venv failed: $(tail -n 1 "$state/venv.log")." \
+        "On Debian and Ubuntu: apt-get install python3-venv"
+  fi
+  say "installing Python packages into .venv: pip install -e '.[dev]'"
+  .venv/bin/python -m pip install --disable-pip-version-check --no-input -e '.[dev]' \
+    >"$state/pip.log" 2>&1 ||
+    die "pip install failed: $(grep -m 1 '^ERROR' "$state/pip.log" || tail -n 1 "$state/pip.log")." \
+      "Check the network and pip's index settings, then run this again (log: .setup/pip.log)"
+  sed -n 's/^Successfully installed //p' "$state/pip.log" | tr ' ' '\n' |
+    sed -E 's/^(.*)-([^-]*)$/setup:   \1 \2/'
+}
+
+# SwiftShader is Google's software device: the poorest one there is, so what runs on it is portable.
+# Debian ships it inside chromium-common; two files of it are enough.
+setup_swiftshader() {
+  has_swiftshader && return
+  # Refreshed once per version of this script: where it is not offered, asking again is waste.
+  if [[ $1 == yes ]] && ! is_current && have apt-cache && ! apt-cache show chromium-common >/dev/null 2>&1; then
+    refresh_lists
+  fi
+  if fetch_swiftshader 2>"$state/swiftshader.log"; then
+    say "installed SwiftShader from chromium-common $(<"$swiftshader/version") into .setup/swiftshader"
+  else
+    warn "no SwiftShader ($(tail -n 1 "$state/swiftshader.log")): its tests will be skipped"
+  fi
+  rm -rf "$state/unpack"
+}
+
+fetch_swiftshader() {
+  local unpack=$state/unpack
+  have apt-get || { echo "it comes from a Debian package" >&2; return 1; }
+  rm -rf "$unpack"
+  mkdir -p "$unpack"
+  # As root apt would drop to a user who may not write here.
+  (cd "$unpack" && LC_ALL=C apt-get -qq -o APT::Sandbox::User=root -o Acquire::Retries=2 \
+    -o Acquire::http::Timeout=30 download chromium-common) >&2 || return 1
+  dpkg-deb --fsys-tarfile "$unpack"/chromium-common_*.deb | tar -x -C "$unpack" --wildcards \
+    --transform 's,.*/,,' '*/libvk_swiftshader.so' '*/vk_swiftshader_icd.json' || return 1
+  sed -i -E 's,("library_path": *")[^"]*,\1./libvk_swiftshader.so,' "$unpack/vk_swiftshader_icd.json"
+  VK_DRIVER_FILES=$unpack/vk_swiftshader_icd.json vulkaninfo --summary 2>&1 |
+    grep -F SwiftShader >/dev/null || { echo "the Vulkan loader cannot use it" >&2; return 1; }
+  dpkg-deb -f "$unpack"/chromium-common_*.deb Version >"$unpack/version" || return 1
+  rm -rf "$swiftshader"
+  mkdir "$swiftshader"
+  mv "$unpack"/{libvk_swiftshader.so,vk_swiftshader_icd.json,version} "$swiftshader"
+}
+
+main() {
+  local system=yes option
+  for option in "$@"; do
+    case $option in
+      --check) check; return ;;
+      --no-system) system=no ;;
+      -h | --help) sed -n '2,/^set/{/^#/s/^# \?//p}' "${BASH_SOURCE[0]}"; return ;;
+      *) echo "usage: scripts/setup.sh [--check | --no-system]" >&2; return 2 ;;
+    esac
+  done
+  # shellcheck source=/dev/null
+  [[ -r /etc/os-release ]] && . /etc/os-release
+  mkdir -p "$state"
+  exec 9>"$state/lock"
+  if have flock; then flock 9; fi          # two makes at once: the second finds the work done
+
+  if [[ $system == yes ]]; then
+    setup_system
+  else
+    warn_of_missing
+  fi
+  setup_swiftshader "$system"
+  setup_venv
+  wanted_stamp >"$state/stamp"
+  say "ready: $(.venv/bin/python --version), Mesa $(mesa_version)," \
+    "SwiftShader $(cat "$swiftshader/version" 2>/dev/null || echo none)"
+}
+
+warn_of_missing() {
+  local missing
+  mapfile -t missing < <(missing_packages)
+  [[ ${#missing[@]} == 0 ]] || warn "left alone, as asked; missing: ${missing[*]}"
+}
+
+main "$@"
