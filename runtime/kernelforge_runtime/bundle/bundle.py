@@ -1,0 +1,234 @@
+"""Opens a bundle, checks every byte of it, and hands out its modules.
+
+A bundle comes from the network as likely as from the tuner next door: nothing in it reaches the
+driver before manifest, hashes and SPIR-V have been found to agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kernelforge_runtime.abi.device_info import DeviceInfo
+from kernelforge_runtime.abi.module import ShaderModule
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.spirv import check_module
+from kernelforge_runtime.bundle.container import (
+    MAX_FILE_BYTES,
+    MAX_HEADER_BYTES,
+    read_container,
+    read_header,
+)
+from kernelforge_runtime.bundle.fingerprint import BundleMatch, why_not
+from kernelforge_runtime.bundle.manifest import MAX_MANIFEST_BYTES, Entry, Manifest
+from kernelforge_runtime.errors import BundleError
+
+MANIFEST_FILE = "manifest.json"
+KERNELS_FILE = "kernels.safetensors"
+
+
+@dataclass
+class Bundle:
+    """Tuned kernels of one device, checked.
+
+    Attributes:
+        path: the folder it was read from; for messages only.
+        sha256: of the manifest's bytes; as modules are named by hash, of the whole bundle.
+        entries: what the device can run, ascending by (family, precision, problem).
+        skipped: what it cannot run, each with the reason.
+        match: how the bundle's device relates to the one it was opened for; None without one.
+    """
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+    device: DeviceInfo | None
+    match: BundleMatch | None
+    entries: tuple[Entry, ...]
+    skipped: tuple[tuple[Entry, str], ...]
+    _modules: Mapping[str, memoryview] = field(repr=False)
+    _checked: dict[tuple[str, str], ShaderModule] = field(default_factory=dict, repr=False)
+    _index: dict[tuple[str, str], dict[Problem, Entry]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for entry in self.entries:
+            problems = self._index.setdefault((entry.family, entry.precision), {})
+            problems[entry.problem] = entry
+
+    @property
+    def slug(self) -> str:
+        """Slug of the device it was tuned on."""
+        return self.manifest.device.slug
+
+    def problems(self, family: str, precision: str) -> Mapping[Problem, Entry]:
+        """Entries of a family and precision by their problem; empty where there are none."""
+        return self._index.get((family, precision), {})
+
+    def module(self, entry: Entry) -> ShaderModule:
+        """The compiled kernel of an entry, checked against its signature and the device.
+
+        Raises:
+            BundleError: the entry is not of this bundle.
+            SpirvError: the SPIR-V is malformed, or is not what the manifest says.
+        """
+        key = (entry.variant, entry.module_sha256)
+        known = self._checked.get(key)
+        if known is not None and known.signature == entry.signature:
+            return known
+        spirv = self._modules.get(entry.module_sha256)
+        if spirv is None:
+            raise BundleError(f"{self.path}: no module for {entry.variant}: not of this bundle")
+        module = ShaderModule(entry.variant, bytes(spirv), entry.signature)
+        check_module(module, self.device)
+        self._checked[key] = module
+        return module
+
+    def check(self) -> None:
+        """Checks the SPIR-V of every entry that the device can run; `module` does it one by one.
+
+        Raises:
+            SpirvError: see `module`.
+        """
+        for entry in self.entries:
+            self.module(entry)
+
+    def stale(self, template_hashes: Mapping[str, str]) -> list[str]:
+        """Why the bundle no longer fits the templates, one line per family; empty when it does.
+
+        Args:
+            template_hashes: sha256 of today's template, by family.
+        """
+        reasons = {}
+        for entry in (*self.entries, *(entry for entry, _ in self.skipped)):
+            today = template_hashes.get(entry.family)
+            if today is None:
+                reasons[entry.family] = f"{entry.family}: there is no such family any more"
+            elif today != entry.template_sha256:
+                reasons[entry.family] = f"{entry.family}: its template has changed; tune it again"
+        return [reasons[family] for family in sorted(reasons)]
+
+
+def open_bundle(path: str | os.PathLike[str], device: DeviceInfo | None = None) -> Bundle:
+    """Opens the bundle in a folder and checks all of it but the SPIR-V, which `module` checks.
+
+    Args:
+        path: folder with `manifest.json` and `kernels.safetensors`.
+        device: entries that this device cannot run are skipped; None keeps all.
+
+    Raises:
+        BundleError: there is no bundle, or it is damaged, hostile or of another version.
+    """
+    folder = Path(path)
+    with _files(folder) as (manifest_file, kernels_file):
+        with _naming(folder, MANIFEST_FILE):
+            text = _read(manifest_file, MAX_MANIFEST_BYTES)
+        with _naming(folder, KERNELS_FILE):
+            kernels = _read(kernels_file, MAX_FILE_BYTES)
+    digest = hashlib.sha256(text).hexdigest()
+    with _naming(folder, KERNELS_FILE):
+        stated, modules = read_container(kernels)
+    with _naming(folder, MANIFEST_FILE):
+        _compare(stated, digest)
+        manifest = Manifest.parse(text)
+    with _naming(folder, KERNELS_FILE):
+        wanted = {entry.module_sha256 for entry in manifest.entries}
+        for name in sorted(wanted ^ modules.keys()):
+            found = "is not there" if name in wanted else "belongs to no entry"
+            raise BundleError(f"module {name[:12]} {found}")
+    entries, skipped = [], []
+    for entry in manifest.entries:
+        reason = why_not(entry.signature, device) if device else None
+        if reason is None:
+            entries.append(entry)
+        else:
+            skipped.append((entry, reason))
+    match = manifest.device.match(device) if device else None
+    return Bundle(folder, manifest, digest, device, match, tuple(entries), tuple(skipped), modules)
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """The manifest of a bundle alone; of the modules only the header is read.
+
+    Raises:
+        BundleError: as for `open_bundle`, but damage of a module goes unseen.
+    """
+    folder = Path(path)
+    with _files(folder) as (manifest_file, kernels_file):
+        with _naming(folder, MANIFEST_FILE):
+            text = _read(manifest_file, MAX_MANIFEST_BYTES)
+        with _naming(folder, KERNELS_FILE):
+            header = _read(kernels_file, MAX_FILE_BYTES, MAX_HEADER_BYTES + 8)
+            _, stated, _ = read_header(header)
+    with _naming(folder, MANIFEST_FILE):
+        _compare(stated, hashlib.sha256(text).hexdigest())
+        return Manifest.parse(text)
+
+
+def _compare(stated: str, digest: str) -> None:
+    if stated != digest:
+        raise BundleError(f"does not match the sha256 in {KERNELS_FILE}: one of them is damaged")
+
+
+@contextmanager
+def _naming(folder: Path, name: str) -> Iterator[None]:
+    """Puts the file's path in front of what was wrong, and the way out behind it."""
+    try:
+        yield
+    except BundleError as error:
+        raise BundleError(
+            f"{folder / name}: {error}. Delete the folder and fetch or tune the bundle again"
+        ) from None
+    except OSError as error:
+        raise BundleError(f"{folder / name}: cannot be read: {error.strerror or error}") from None
+
+
+@contextmanager
+def _files(folder: Path) -> Iterator[tuple[int, int]]:
+    """Descriptors of the two files, both opened relative to one folder.
+
+    So they belong together even when the folder is swapped meanwhile. Links are not followed and
+    nothing but a regular file is opened for reading: a pipe would wait for ever.
+    """
+    opened: list[int] = []
+    try:
+        try:
+            opened.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise BundleError(f"no bundle in {folder}: {why}") from None
+        for name in (MANIFEST_FILE, KERNELS_FILE):
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            try:
+                opened.append(os.open(name, flags, dir_fd=opened[0]))
+                regular = stat.S_ISREG(os.fstat(opened[-1]).st_mode)
+            except FileNotFoundError:
+                raise BundleError(f"no bundle in {folder}: {name} is missing") from None
+            except OSError as error:
+                regular = False
+                if not (folder / name).is_symlink():
+                    why = error.strerror or str(error)
+                    raise BundleError(f"{folder / name}: cannot be read: {why}") from None
+            if not regular:
+                raise BundleError(f"{folder / name}: must be a regular file, not a link or device")
+        yield opened[1], opened[2]
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def _read(descriptor: int, most: int, first: int | None = None) -> bytes:
+    """All bytes of a file, or the first few; refuses a file of more than `most` bytes."""
+    size = os.fstat(descriptor).st_size
+    if size > most:
+        raise BundleError(f"has {size} bytes; at most {most} are allowed")
+    wanted = size if first is None else min(size, first)
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        data = file.read(wanted)
+    if len(data) != wanted:
+        raise BundleError("changed while it was read")
+    return data

@@ -1,0 +1,205 @@
+"""Which device a bundle was tuned on, and how well that fits the device at hand."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from kernelforge_runtime.abi.device_info import GENERIC, DeviceInfo
+from kernelforge_runtime.abi.signature import Signature
+from kernelforge_runtime.bundle.strict_json import count, listed, matching, printable, record
+from kernelforge_runtime.errors import BundleError
+
+SLUG = re.compile(r"[a-z0-9]+([.-]+[a-z0-9]+)*")
+"""Device slugs that may name a folder: no separator, nothing hidden, never `.` or `..`."""
+FEATURE = re.compile(r"[a-z][a-z0-9_]*")
+MAX_FEATURES = 64
+_U32 = 2**32 - 1
+_U64 = 2**64 - 1
+
+_LIMITS = (
+    "max_push_constants",
+    "max_shared_memory",
+    "max_storage_buffer",
+    "max_workgroup_invocations",
+    "min_storage_alignment",
+)
+_LIMITS_3D = ("max_workgroup_count", "max_workgroup_size")
+
+
+class BundleMatch(Enum):
+    """How a bundle's device relates to the one at hand, best first."""
+
+    EXACT = "tuned on this device and driver"
+    OTHER_DRIVER = "tuned on this device under another driver"
+    SIMILAR_DEVICE = "tuned on a similar device"
+    OTHER_DEVICE = "tuned on another device"
+    GENERIC = "generic"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a manifest keeps of a DeviceInfo: nothing that tells one card from its twin.
+
+    Attributes:
+        limits: limits by DeviceInfo's names; three numbers where the limit has three axes.
+    """
+
+    name: str
+    slug: str
+    device_type: str
+    vendor_id: int
+    device_id: int
+    driver_name: str
+    driver_info: str
+    driver_version: int
+    subgroup: tuple[int, int, int]
+    """Subgroup size: usual, smallest, largest."""
+    features: frozenset[str]
+    limits: tuple[tuple[str, int | tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, info: DeviceInfo) -> Fingerprint:
+        """The fingerprint of a device."""
+        limits = {name: getattr(info, name) for name in (*_LIMITS, *_LIMITS_3D)}
+        return cls(
+            name=info.name,
+            slug=info.slug,
+            device_type=info.device_type,
+            vendor_id=info.vendor_id,
+            device_id=info.device_id,
+            driver_name=info.driver_name,
+            driver_info=info.driver_info,
+            driver_version=info.driver_version,
+            subgroup=(info.subgroup_size, info.subgroup_min, info.subgroup_max),
+            features=info.features,
+            limits=tuple(sorted(limits.items())),
+        )
+
+    @property
+    def generic(self) -> bool:
+        """Whether this is the profile that stands for any device."""
+        return self.slug == GENERIC.slug and self.vendor_id == GENERIC.vendor_id
+
+    @property
+    def driver(self) -> str:
+        """Driver name and version for people."""
+        return f"{self.driver_name} {self.driver_info or self.driver_version}".strip() or "none"
+
+    def to_json(self) -> dict[str, Any]:
+        """Form kept in manifests."""
+        size, smallest, largest = self.subgroup
+        limits = {k: list(v) if isinstance(v, tuple) else v for k, v in self.limits}
+        return {
+            "device_id": self.device_id,
+            "device_type": self.device_type,
+            "driver_info": self.driver_info,
+            "driver_name": self.driver_name,
+            "driver_version": self.driver_version,
+            "features": sorted(self.features),
+            "limits": limits,
+            "name": self.name,
+            "slug": self.slug,
+            "subgroup": {"max": largest, "min": smallest, "size": size},
+            "vendor_id": self.vendor_id,
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Fingerprint:
+        """Reads what `to_json` wrote; a wrong form raises BundleError."""
+        record(data, _KEYS)
+        subgroup = record(data["subgroup"], ("max", "min", "size"))
+        limits: dict[str, int | tuple[int, ...]] = {}
+        record(data["limits"], (*_LIMITS, *_LIMITS_3D))
+        for name in _LIMITS:
+            limits[name] = count(data["limits"][name], name, _U64)
+        for name in _LIMITS_3D:
+            axes = listed(data["limits"][name], name, 3, 3)
+            limits[name] = tuple(count(axis, name, _U32) for axis in axes)
+        features = [
+            matching(feature, "feature", FEATURE)
+            for feature in listed(data["features"], "features", MAX_FEATURES)
+        ]
+        if features != sorted(set(features)):
+            raise BundleError("features: expected names in order, each once")
+        return cls(
+            name=printable(data["name"], "name"),
+            slug=matching(data["slug"], "slug", SLUG, 128),
+            device_type=matching(data["device_type"], "device_type", FEATURE),
+            vendor_id=count(data["vendor_id"], "vendor_id", _U32),
+            device_id=count(data["device_id"], "device_id", _U32),
+            driver_name=printable(data["driver_name"], "driver_name"),
+            driver_info=printable(data["driver_info"], "driver_info"),
+            driver_version=count(data["driver_version"], "driver_version", _U32),
+            subgroup=(
+                count(subgroup["size"], "subgroup size", 1024),
+                count(subgroup["min"], "subgroup min", 1024),
+                count(subgroup["max"], "subgroup max", 1024),
+            ),
+            features=frozenset(features),
+            limits=tuple(sorted(limits.items())),
+        )
+
+    def match(self, device: DeviceInfo) -> BundleMatch:
+        """How the tuned device relates to `device`."""
+        if self.generic:
+            return BundleMatch.GENERIC
+        other = Fingerprint.of(device)
+        if (self.slug, self.vendor_id) == (other.slug, other.vendor_id):
+            same = all(
+                getattr(self, name) == getattr(other, name)
+                for name in ("device_id", "driver_name", "driver_version", "subgroup", "features")
+            )
+            return BundleMatch.EXACT if same else BundleMatch.OTHER_DRIVER
+        if self.capability_class == other.capability_class:
+            return BundleMatch.SIMILAR_DEVICE
+        return BundleMatch.OTHER_DEVICE
+
+    @property
+    def capability_class(self) -> tuple[int, tuple[int, int, int], frozenset[str]]:
+        """Vendor, subgroup sizes and features: devices of one class like the same kernels."""
+        return self.vendor_id, self.subgroup, self.features
+
+
+_KEYS = (
+    "device_id",
+    "device_type",
+    "driver_info",
+    "driver_name",
+    "driver_version",
+    "features",
+    "limits",
+    "name",
+    "slug",
+    "subgroup",
+    "vendor_id",
+)
+
+
+def why_not(signature: Signature, device: DeviceInfo) -> str | None:
+    """Why `device` cannot run a kernel of this signature; None when it can."""
+    missing = sorted(set(signature.features) - device.features)
+    if missing:
+        return f"needs {', '.join(missing)}"
+    if signature.addressing == "address" and "buffer_device_address" not in device.features:
+        return "needs buffer_device_address"
+    most = min(device.max_workgroup_invocations, device.max_workgroup_size[0])
+    if signature.workgroup > most:
+        return f"needs workgroups of {signature.workgroup} invocations; the device has {most}"
+    if signature.push_constant_bytes > device.max_push_constants:
+        return (
+            f"needs {signature.push_constant_bytes} bytes of push constants; "
+            f"the device has {device.max_push_constants}"
+        )
+    size = signature.subgroup
+    if size and size != device.subgroup_size:
+        if "subgroup_size_control" not in device.features:
+            return f"needs subgroups of {size}; the device has {device.subgroup_size}"
+        if not device.subgroup_min <= size <= device.subgroup_max:
+            return (
+                f"needs subgroups of {size}; "
+                f"the device has {device.subgroup_min} to {device.subgroup_max}"
+            )
+    return None

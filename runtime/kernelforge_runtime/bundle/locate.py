@@ -1,0 +1,157 @@
+"""Finds the best bundle for a device: its own, one of a similar device, or the generic one.
+
+Only manifests are read here; `open_bundle` checks the modules of the one that was chosen.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from kernelforge_runtime.abi.device_info import GENERIC, DeviceInfo
+from kernelforge_runtime.bundle.bundle import MANIFEST_FILE, read_manifest
+from kernelforge_runtime.bundle.fingerprint import SLUG, BundleMatch, Fingerprint
+from kernelforge_runtime.errors import BundleError
+from kernelforge_runtime.resources import tuned_search_path
+
+VARIABLE = "KERNELFORGE_TUNED"
+MAX_FOLDERS = 1000
+"""Folders looked at per place: a wrong place may hold anything."""
+
+_log = logging.getLogger(__name__)
+
+# Best first; a bundle of an unlike device is only used when it is asked for by its path.
+_ORDER = (BundleMatch.EXACT, BundleMatch.OTHER_DRIVER, BundleMatch.SIMILAR_DEVICE)
+
+
+@dataclass(frozen=True)
+class Located:
+    """A bundle for a device.
+
+    Attributes:
+        reason: one sentence: how exact it is, and what would make it better.
+    """
+
+    bundle_path: Path
+    match: BundleMatch
+    reason: str
+
+
+def locate(
+    device: DeviceInfo,
+    path: str | os.PathLike[str] | None = None,
+    search: Iterable[Traversable] | None = None,
+) -> Located:
+    """The best bundle for a device.
+
+    Args:
+        device: the device to be used.
+        path: a bundle, or a folder of bundles, that is to be used whatever else there is; without
+            it the environment variable KERNELFORGE_TUNED is asked.
+        search: folders of bundles, the most wanted first; default: the user's and the shipped.
+
+    Raises:
+        BundleError: `path` is no bundle that can be read, or there is none for this device.
+    """
+    asked = path if path is not None else os.environ.get(VARIABLE) if search is None else None
+    if asked:
+        if (Path(asked) / MANIFEST_FILE).exists() or not Path(asked).is_dir():
+            return _explicit(device, Path(asked))
+        places: Sequence[Path] = [Path(asked)]
+    else:
+        places = _folders(tuned_search_path() if search is None else search)
+    found = list(_candidates(device, places))
+    for match in _ORDER:
+        for folder, fingerprint, kind in found:
+            if kind is match:
+                return Located(folder, match, _reason(device, folder, fingerprint, match))
+    return locate_generic(device, places)
+
+
+def locate_generic(device: DeviceInfo, search: Iterable[Traversable] | None = None) -> Located:
+    """The bundle that any Vulkan 1.2 device can use.
+
+    Raises:
+        BundleError: there is none.
+    """
+    places = _folders(tuned_search_path() if search is None else search)
+    for place in places:
+        folder = place / GENERIC.slug
+        fingerprint = _fingerprint(folder)
+        if fingerprint is not None and fingerprint.generic:
+            reason = _reason(device, folder, fingerprint, BundleMatch.GENERIC)
+            return Located(folder, BundleMatch.GENERIC, reason)
+    where = ", ".join(str(p) for p in places) or "no folder at all"
+    raise BundleError(
+        f'no bundle for "{device.slug}" and no generic one in {where}; '
+        f"tune one: kernelforge tune --device {device.slug}"
+    )
+
+
+def _explicit(device: DeviceInfo, folder: Path) -> Located:
+    fingerprint = read_manifest(folder).device
+    match = fingerprint.match(device)
+    return Located(folder, match, _reason(device, folder, fingerprint, match))
+
+
+def _folders(places: Iterable[Traversable]) -> list[Path]:
+    """The places that are real folders; a bundle inside a zip archive cannot be used."""
+    return [place for place in places if isinstance(place, Path) and place.is_dir()]
+
+
+def _candidates(
+    device: DeviceInfo, places: Iterable[Path]
+) -> Iterator[tuple[Path, Fingerprint, BundleMatch]]:
+    """Bundles in these places; the folder named after the device comes first in each.
+
+    The search ends at the first exact one, so that the usual start reads one manifest.
+    """
+    for place in places:
+        own = place / device.slug
+        try:
+            names = sorted(child.name for child in place.iterdir())
+        except OSError as error:
+            _log.warning("%s: cannot be searched for bundles: %s", place, error.strerror)
+            continue
+        names = [n for n in names[:MAX_FOLDERS] if SLUG.fullmatch(n) and n != GENERIC.slug]
+        for folder in sorted((place / n for n in names), key=lambda f: f != own):
+            fingerprint = _fingerprint(folder)
+            if fingerprint is None:
+                continue
+            match = fingerprint.match(device)
+            yield folder, fingerprint, match
+            if match is BundleMatch.EXACT:
+                return
+
+
+def _fingerprint(folder: Path) -> Fingerprint | None:
+    """The device of the bundle in a folder; None, and a warning, where it cannot be used."""
+    if not (folder / MANIFEST_FILE).exists():
+        return None
+    try:
+        return read_manifest(folder).device
+    except BundleError as error:
+        _log.warning("bundle passed over: %s", error)
+        return None
+
+
+def _reason(device: DeviceInfo, folder: Path, tuned: Fingerprint, match: BundleMatch) -> str:
+    advice = f"kernelforge tune --device {device.slug}"
+    if match is BundleMatch.EXACT:
+        return f'using the bundle in {folder}, tuned for "{device.slug}" and this driver.'
+    if match is BundleMatch.OTHER_DRIVER:
+        return (
+            f'using the bundle in {folder}, tuned for "{device.slug}" with the driver '
+            f"{tuned.driver} (here: {Fingerprint.of(device).driver}). Tune it again: {advice}"
+        )
+    if match is BundleMatch.GENERIC:
+        return f'no bundle for "{device.slug}"; using generic (slower). Tune one: {advice}'
+    kind = "a similar device" if match is BundleMatch.SIMILAR_DEVICE else "another device"
+    return (
+        f'no bundle for "{device.slug}"; using the one of "{tuned.slug}", {kind} (slower). '
+        f"Tune one: {advice}"
+    )

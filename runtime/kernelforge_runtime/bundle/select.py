@@ -1,0 +1,177 @@
+"""Chooses the kernel for a problem: an exact entry, the nearest one, or the next bundle's."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from importlib.resources.abc import Traversable
+
+from kernelforge_runtime.abi.device_info import DeviceInfo
+from kernelforge_runtime.abi.module import ShaderModule
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.bundle.bundle import Bundle, open_bundle
+from kernelforge_runtime.bundle.fingerprint import BundleMatch
+from kernelforge_runtime.bundle.locate import Located, locate, locate_generic
+from kernelforge_runtime.bundle.manifest import Entry
+from kernelforge_runtime.errors import BundleError
+
+_log = logging.getLogger(__name__)
+
+
+class Match(Enum):
+    """How well a selected kernel fits, best first."""
+
+    EXACT = "tuned for this problem on this device"
+    NEAREST_PROBLEM = "tuned for the nearest problem on this device"
+    SIMILAR_DEVICE = "tuned on another device"
+    GENERIC = "generic"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The kernel for a problem.
+
+    Attributes:
+        bundle: where the entry is from.
+        distance: between the problem asked for and the entry's; see Problem.distance.
+    """
+
+    entry: Entry
+    match: Match
+    bundle: Bundle
+    distance: float
+
+    @property
+    def module(self) -> ShaderModule:
+        """The checked module; raises as Bundle.module does."""
+        return self.bundle.module(self.entry)
+
+
+def select(bundles: Sequence[Bundle], family: str, precision: str, problem: Problem) -> Selection:
+    """The kernel for a problem; any entry of a family is right, a near one is also fast.
+
+    Args:
+        bundles: best first, the generic one last.
+        family: e.g. `gemv`.
+        precision: e.g. `f16`.
+        problem: what is to be computed.
+
+    Raises:
+        BundleError: no bundle has this family and precision with these dimensions.
+    """
+    for bundle in bundles:
+        problems = bundle.problems(family, precision)
+        exact = problems.get(problem)
+        if exact is not None:
+            return Selection(exact, _match(bundle, 0.0), bundle, 0.0)
+        # Entries ascend by problem, so of two that are equally near the first one is taken.
+        nearest = min(problems, key=problem.distance, default=None)
+        distance = math.inf if nearest is None else problem.distance(nearest)
+        if nearest is not None and math.isfinite(distance):
+            return Selection(problems[nearest], _match(bundle, distance), bundle, distance)
+    raise BundleError(_nothing(bundles, family, precision, problem))
+
+
+def _match(bundle: Bundle, distance: float) -> Match:
+    if bundle.manifest.device.generic:
+        return Match.GENERIC
+    if bundle.match in (BundleMatch.SIMILAR_DEVICE, BundleMatch.OTHER_DEVICE):
+        return Match.SIMILAR_DEVICE
+    return Match.NEAREST_PROBLEM if distance else Match.EXACT
+
+
+def _nothing(bundles: Sequence[Bundle], family: str, precision: str, problem: Problem) -> str:
+    asked = f"no kernel for {family} {precision} {problem}"
+    for bundle in bundles:
+        for entry, reason in bundle.skipped:
+            if (entry.family, entry.precision) == (family, precision):
+                return f"{asked}: {bundle.path} has one, but it {reason}; use another precision"
+    found = sorted({e.precision for b in bundles for e in b.entries if e.family == family})
+    where = ", ".join(str(bundle.path) for bundle in bundles) or "no bundle"
+    has = f"{where} has {family} in {', '.join(found)}" if found else f"{where} has no {family}"
+    terms = ",".join(f"{name}={size}" for name, size in problem.items())
+    return f"{asked}: {has}; tune it: kernelforge tune --family {family} --problem {terms}"
+
+
+class KernelSet:
+    """The kernels of one device: its best bundle first, the generic one behind it.
+
+    Attributes:
+        bundles: best first.
+        located: how the first one was found; None where bundles were handed in.
+    """
+
+    def __init__(self, bundles: Sequence[Bundle], located: Located | None = None) -> None:
+        self.bundles = tuple(bundles)
+        self.located = located
+        self._selected: dict[tuple[str, str, Problem], Selection] = {}
+
+    @classmethod
+    def open(
+        cls,
+        device: DeviceInfo,
+        path: str | os.PathLike[str] | None = None,
+        search: Iterable[Traversable] | None = None,
+    ) -> KernelSet:
+        """Opens the best bundle for a device and, behind it, the generic one if there is one.
+
+        A damaged bundle that was found by searching is passed over with a warning; one that was
+        asked for by `path` is an error.
+
+        Args:
+            device: the device to be used.
+            path: see `locate`.
+            search: see `locate`.
+
+        Raises:
+            BundleError: no bundle can be used.
+        """
+        search = None if search is None else tuple(search)
+        located = locate(device, path, search)
+        bundles = []
+        try:
+            bundles.append(open_bundle(located.bundle_path, device))
+        except BundleError as error:
+            if path is not None or located.match is BundleMatch.GENERIC:
+                raise
+            _log.warning("bundle passed over: %s", error)
+        if located.match is not BundleMatch.GENERIC:
+            try:
+                generic = locate_generic(device, search)
+                bundles.append(open_bundle(generic.bundle_path, device))
+            except BundleError as error:
+                if not bundles:
+                    raise
+                _log.info("no generic bundle: %s", error)
+            else:
+                located = located if len(bundles) > 1 else generic
+        return cls(bundles, located)
+
+    @property
+    def sha256(self) -> str:
+        """Names the kernels: the hashes of all bundles, for caches that depend on them."""
+        return "-".join(bundle.sha256[:16] for bundle in self.bundles)
+
+    def select(self, family: str, precision: str, problem: Problem) -> Selection:
+        """See `select`; asking again for the same costs nothing."""
+        key = (family, precision, problem)
+        selection = self._selected.get(key)
+        if selection is None:
+            selection = self._selected[key] = select(self.bundles, family, precision, problem)
+        return selection
+
+    def describe(self) -> str:
+        """One line per bundle: where, how exact, how many kernels, how many cannot be run."""
+        lines = [self.located.reason] if self.located else []
+        for bundle in self.bundles:
+            kind = bundle.match.value if bundle.match else "opened without a device"
+            line = f"{bundle.path}: {len(bundle.entries)} kernels, {kind}"
+            if bundle.skipped:
+                entry, reason = bundle.skipped[0]
+                line += f"; {len(bundle.skipped)} skipped ({entry.variant} {reason})"
+            lines.append(line)
+        return "\n".join(lines)
