@@ -43,7 +43,7 @@ has_part() {
   case $1 in
     python3) find_python >/dev/null ;;
     python3-venv) python=$(find_python) && "$python" -c 'import ensurepip, venv' 2>/dev/null ;;
-    libvulkan1) { ldconfig -p || /sbin/ldconfig -p; } 2>/dev/null | grep -F libvulkan.so.1 >/dev/null ;;
+    libvulkan1) [[ $({ ldconfig -p || /sbin/ldconfig -p; } 2>/dev/null) == *libvulkan.so.1* ]] ;;
     vulkan-tools) have vulkaninfo ;;
     mesa-vulkan-drivers) any_file /{usr/share,usr/local/share,etc}/vulkan/icd.d/lvp_icd*.json ;;
     glslang-tools) have glslangValidator ;;
@@ -65,7 +65,7 @@ missing_packages() {
 # Names this checkout's own .venv: one that was moved or copied here has another path inside.
 has_venv() {
   [[ -x .venv/bin/python && -f .venv/bin/kernelforge ]] &&
-    grep -F "$root/.venv/bin/python" .venv/bin/kernelforge >/dev/null &&
+    [[ $(<.venv/bin/kernelforge) == *"$root/.venv/bin/python"* ]] &&
     .venv/bin/python -c '
 import sys
 from importlib.util import find_spec
@@ -107,6 +107,7 @@ check() {
 
 # --- system packages ----------------------------------------------------------------------
 
+can_be_root() { [[ $EUID == 0 ]] || have sudo; }
 as_root() {
   if [[ $EUID == 0 ]]; then "$@"; else sudo "$@"; fi
 }
@@ -127,7 +128,7 @@ apt_get() {
   return 1
 }
 
-problem_in() { grep -m 1 -E '^(E|Err|W):' "$1" || tail -n 1 "$1"; }
+problem_in() { grep -m 1 '^E:' "$1" || grep -m 1 '^W:' "$1" || tail -n 1 "$1"; }
 
 # A foreign source that cannot be reached is no reason to stop: what we need may be there all the same.
 refresh_lists() {
@@ -174,11 +175,12 @@ add_backports() {
   return 1
 }
 
-# mesa_package: what to ask apt for, after making a new enough Mesa known where there is one.
-mesa_package() {
+# Sets mesa_request to what to ask apt for, after making a new enough Mesa known where there is one.
+choose_mesa() {
   local version suite candidate
+  mesa_request="mesa-vulkan-drivers"
   if ! mesa_is_offered && [[ ${ID:-} == debian && -n ${VERSION_CODENAME:-} ]]; then
-    add_backports "$VERSION_CODENAME" >&2 ||
+    add_backports "$VERSION_CODENAME" ||
       warn "none of this machine's package sources has $VERSION_CODENAME-backports"
   fi
   read -r version suite < <(newest_mesa)
@@ -186,27 +188,27 @@ mesa_package() {
   if ! mesa_is_offered; then
     warn "Mesa $mesa_wanted or later is not offered here, only ${version:-none}:" \
       "the software device will be slow"
-    echo mesa-vulkan-drivers
-  elif [[ $candidate == "$version" ]]; then
-    echo mesa-vulkan-drivers
-  else
-    echo "mesa-vulkan-drivers/$suite"          # takes what it needs from that suite too
+  elif [[ $candidate != "$version" ]]; then
+    mesa_request+=/$suite                      # takes what it needs from that suite too
   fi
 }
 
 install_packages() {
-  local missing=("$@") wanted=() package
+  local missing=("$@") wanted=() package mesa_request
   if ! have apt-get; then
     die "this is not Debian or Ubuntu; missing: ${missing[*]} (their Debian names)." \
       "Install them with your package manager and run this again"
   fi
-  if [[ $EUID != 0 ]] && ! have sudo; then
+  if ! can_be_root; then
     die "missing: ${missing[*]}; no root and no sudo to install them." \
       "As root: apt-get install ${missing[*]}"
   fi
   refresh_lists
   for package in "${missing[@]}"; do
-    [[ $package == mesa-vulkan-drivers ]] && package=$(mesa_package)
+    if [[ $package == mesa-vulkan-drivers ]]; then
+      choose_mesa
+      package=$mesa_request
+    fi
     wanted+=("$package")
   done
   say "installing system packages: ${wanted[*]}"
@@ -220,8 +222,12 @@ setup_system() {
   local missing
   mapfile -t missing < <(missing_packages)
   # Asked for once per version of this script: where nothing newer is offered, asking again is waste.
-  if ! is_current && mesa_is_old && [[ " ${missing[*]} " != *" mesa-vulkan-drivers "* ]]; then
-    missing+=(mesa-vulkan-drivers)
+  if ! is_current && mesa_is_old; then
+    if can_be_root; then
+      missing+=(mesa-vulkan-drivers)
+    else
+      warn "Mesa $(mesa_version) is slow and only root can install $mesa_wanted or later"
+    fi
   fi
   if [[ ${#missing[@]} -gt 0 ]]; then
     install_packages "${missing[@]}"
@@ -311,7 +317,9 @@ main() {
   setup_swiftshader "$system"
   setup_venv
   wanted_stamp >"$state/stamp"
-  say "ready: $(.venv/bin/python --version), Mesa $(mesa_version)," \
+  local mesa
+  mesa=$(mesa_version)
+  say "ready: $(.venv/bin/python --version), Mesa ${mesa:-of unknown version}," \
     "SwiftShader $(cat "$swiftshader/version" 2>/dev/null || echo none)"
 }
 
