@@ -1,0 +1,169 @@
+"""A kernel family: what one template can become, what it computes, and what that costs.
+
+A family is a declaration. It does not render, compile or run: see `kernelforge.render`,
+`kernelforge.compile` and `kernelforge.measure`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources.abc import Traversable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelforge.errors import SpaceError
+from kernelforge.space import Space
+from kernelforge.variant import Value, Variant
+from kernelforge_runtime.abi.device_info import FEATURES, DeviceInfo
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.signature import Signature
+from kernelforge_runtime.dtypes import DType
+
+Arrays = dict[str, NDArray[Any]]
+MAX_BINDINGS = 16
+"""Buffers of one kernel bound as descriptors; every driver that matters takes as many."""
+
+
+def _no_constants(problem: Problem) -> Mapping[str, int | float]:
+    return {}
+
+
+def _any_problem(problem: Problem) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class KernelFamily:
+    """One template with everything that is needed to tune, verify and pack it.
+
+    Attributes:
+        name: of the family; lower-case, the same as in variant names.
+        template: file below `templates/`.
+        dims: names of the dimensions of its problems, in the order in which they are printed.
+        precisions: element types that it comes in, the default first.
+        space: what may vary.
+        signature: (precision, parameters) -> bindings, push constants, grid, workgroup.
+        inputs: (problem, precision, generator) -> an array in host form for every binding that is
+            read; both "read" and "readwrite".
+        oracle: (problem, precision, inputs, constants) -> the expected array of every binding that
+            is written, as float32, float64 or uint32.
+        cost: (problem, precision) -> (floating-point operations, bytes that must move).
+        constants: problem -> push constants that are no dimensions.
+        corner_problems: small and awkward; every variant is verified on them.
+        default_problems: what is tuned where no model says better.
+        tolerance: factor on the tolerance of the precision.
+        requires: GLSL extensions that the compiler must accept, e.g. `GL_KHR_cooperative_matrix`.
+        problem_rule: says why a problem is not possible, None where it is.
+        templates: folder of the template where that is not the installation's; `lib/` still is.
+    """
+
+    name: str
+    template: str
+    dims: tuple[str, ...]
+    precisions: tuple[DType, ...]
+    space: Space
+    signature: Callable[[DType, Mapping[str, Any]], Signature]
+    inputs: Callable[[Problem, DType, np.random.Generator], Arrays]
+    oracle: Callable[[Problem, DType, Mapping[str, NDArray[Any]], Mapping[str, float]], Arrays]
+    cost: Callable[[Problem, DType], tuple[float, float]]
+    constants: Callable[[Problem], Mapping[str, int | float]] = _no_constants
+    corner_problems: tuple[Problem, ...] = ()
+    default_problems: tuple[Problem, ...] = ()
+    tolerance: float = 1.0
+    requires: tuple[str, ...] = ()
+    problem_rule: Callable[[Problem], str | None] = _any_problem
+    templates: Traversable | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise SpaceError(f"family {self.name!r}: use lower-case letters, digits, underscores")
+        if not self.precisions:
+            raise SpaceError(f"family {self.name} names no precision: give at least one")
+        for problem in (*self.corner_problems, *self.default_problems):
+            if reason := self.refuses(problem):
+                raise SpaceError(f"family {self.name} lists problem {problem}, but {reason}")
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def precision(self, name: str | DType) -> DType:
+        """The family's element type of this name.
+
+        Raises:
+            SpaceError: it does not come in that precision.
+        """
+        for dtype in self.precisions:
+            if name in (dtype, dtype.name):
+                return dtype
+        have = ", ".join(p.name for p in self.precisions)
+        raise SpaceError(f"family {self.name} has no precision {name}; it has {have}")
+
+    def variant(self, precision: str | DType, params: Mapping[str, Value]) -> Variant:
+        """The variant with these parameters, whose name is its identity."""
+        return Variant.of(self.name, self.precision(precision).name, params)
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Why the family cannot work on this problem; None where it can."""
+        if set(problem) != set(self.dims):
+            return f"{self.name} needs the dimensions {', '.join(self.dims)}"
+        return self.problem_rule(problem)
+
+    def fits(
+        self, precision: str | DType, params: Mapping[str, Any], device: DeviceInfo
+    ) -> str | None:
+        """Why the device cannot run this variant; None where it can.
+
+        Asks the signature for what every kernel needs of a device; what only this family needs
+        are constraints of its space.
+        """
+        return unfit(self.signature(self.precision(precision), params), device)
+
+    def valid(
+        self, precision: str | DType, device: DeviceInfo, problem: Problem | None = None
+    ) -> list[dict[str, Any]]:
+        """Every configuration that the space and the device allow, in the space's order."""
+        found = self.space.valid(device, problem)
+        return [p for p in found if self.fits(precision, p, device) is None]
+
+    def default(
+        self, precision: str | DType, device: DeviceInfo, problem: Problem | None = None
+    ) -> dict[str, Any]:
+        """The declared default, or the valid configuration nearest to it.
+
+        Raises:
+            SpaceError: the device can run none.
+        """
+        return self.space.default(
+            device, problem, accept=lambda p: self.fits(precision, p, device) is None
+        )
+
+
+def unfit(signature: Signature, device: DeviceInfo) -> str | None:
+    """Why the device cannot run a kernel with this signature; None where it can."""
+    needed = set(signature.features)
+    if signature.addressing == "address":
+        needed.add("buffer_device_address")
+    if 0 < signature.subgroup != device.subgroup_size:
+        needed.add("subgroup_size_control")
+    if unknown := needed - set(FEATURES):
+        return f"feature {', '.join(sorted(unknown))} is not known"
+    if missing := needed - device.features:
+        return f"needs {', '.join(sorted(missing))}"
+    most = min(device.max_workgroup_invocations, device.max_workgroup_size[0])
+    if not 1 <= signature.workgroup <= most:
+        return f"workgroup of {signature.workgroup}, at most {most}"
+    if signature.push_constant_bytes > device.max_push_constants:
+        return (
+            f"{signature.push_constant_bytes} bytes of push constants, "
+            f"at most {device.max_push_constants}"
+        )
+    low, high = device.subgroup_min, device.subgroup_max
+    if signature.subgroup and not low <= signature.subgroup <= high:
+        return f"subgroup of {signature.subgroup}, {low} to {high} possible"
+    if signature.addressing == "descriptor" and len(signature.bindings) > MAX_BINDINGS:
+        return f"{len(signature.bindings)} bindings, at most {MAX_BINDINGS}"
+    return None
