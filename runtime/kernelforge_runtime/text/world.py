@@ -45,7 +45,7 @@ class WorldTokenizer:
         self._longest: dict[bytes, int] = {}
 
     def encode(self, text: str | bytes) -> list[int]:
-        """Ids by greedy longest match; other vocabularies and bytes that are no UTF-8 are slower."""
+        """Ids by greedy longest match; slower for own vocabularies and bytes that are no UTF-8."""
         raw = utf8(text)
         if self._encoder is None:
             return self._encode_bytes(raw)
