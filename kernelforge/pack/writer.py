@@ -91,6 +91,8 @@ def pack(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root, slug):
+            if (root / slug).is_symlink():
+                raise PackError(f"bundle {root / slug} is a link; remove it or give its real place")
             if merge and (root / slug).exists():
                 hashes = {
                     **(template_hashes or {}),
@@ -216,6 +218,10 @@ def _swap(fresh: Path, target: Path) -> None:
     if not target.exists():
         fresh.rename(target)
         return
+    if others := sorted({child.name for child in target.iterdir()} - {MANIFEST_FILE, KERNELS_FILE}):
+        raise PackError(
+            f"bundle {target}: the folder also holds {others[0]!r}; move that elsewhere"
+        )
     try:
         _exchange(fresh, target)
     except OSError as error:

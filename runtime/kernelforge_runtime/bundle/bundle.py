@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +26,13 @@ from kernelforge_runtime.bundle.container import (
 )
 from kernelforge_runtime.bundle.fingerprint import BundleMatch, why_not
 from kernelforge_runtime.bundle.manifest import MAX_MANIFEST_BYTES, Entry, Manifest
-from kernelforge_runtime.errors import BundleError
+from kernelforge_runtime.errors import BundleError, SpirvError
 
 MANIFEST_FILE = "manifest.json"
 KERNELS_FILE = "kernels.safetensors"
 
 
-@dataclass
+@dataclass(eq=False)
 class Bundle:
     """Tuned kernels of one device, checked.
 
@@ -48,14 +48,19 @@ class Bundle:
     manifest: Manifest
     sha256: str
     device: DeviceInfo | None
-    match: BundleMatch | None
-    entries: tuple[Entry, ...]
-    skipped: tuple[tuple[Entry, str], ...]
     _modules: Mapping[str, memoryview] = field(repr=False)
+    match: BundleMatch | None = None
+    entries: tuple[Entry, ...] = ()
+    skipped: tuple[tuple[Entry, str], ...] = ()
     _checked: dict[tuple[str, str], ShaderModule] = field(default_factory=dict, repr=False)
     _index: dict[tuple[str, str], dict[Problem, Entry]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        self._keep(self.manifest.entries)
+
+    def _keep(self, entries: Iterable[Entry]) -> None:
+        self.entries = tuple(entries)
+        self._index = {}
         for entry in self.entries:
             problems = self._index.setdefault((entry.family, entry.precision), {})
             problems[entry.problem] = entry
@@ -97,14 +102,46 @@ class Bundle:
         for entry in self.entries:
             self.module(entry)
 
+    def skip_unusable(self, device: DeviceInfo) -> None:
+        """Moves entries that the device cannot run to `skipped`.
+
+        On the device that a bundle was tuned on, its modules have run before: their SPIR-V is left
+        to `module`, so that a start pays for the kernels it uses (0.1 to 0.5 ms each) and not for
+        all. Elsewhere only the SPIR-V tells, e.g. how much shared memory it takes.
+
+        Raises:
+            SpirvError: a module is malformed or is not what the manifest says.
+        """
+        self.match = self.manifest.device.match(device)
+        kept, skipped = [], []
+        for entry in self.manifest.entries:
+            reason = why_not(entry.signature, device)
+            if reason is None and self.match is not BundleMatch.EXACT:
+                reason = self._refusal(entry)
+            if reason is None:
+                kept.append(entry)
+            else:
+                skipped.append((entry, reason))
+        self.skipped = tuple(skipped)
+        self._keep(kept)
+
+    def _refusal(self, entry: Entry) -> str | None:
+        try:
+            self.module(entry)
+        except SpirvError as error:
+            spirv = bytes(self._modules[entry.module_sha256])
+            check_module(ShaderModule(entry.variant, spirv, entry.signature))
+            return str(error)  # sound as such, so it is this device that cannot run it
+        return None
+
     def stale(self, template_hashes: Mapping[str, str]) -> list[str]:
-        """Why the bundle no longer fits the templates, one line per family; empty when it does.
+        """Why the bundle no longer fits the templates, a line per family; empty when it does.
 
         Args:
             template_hashes: sha256 of today's template, by family.
         """
         reasons = {}
-        for entry in (*self.entries, *(entry for entry, _ in self.skipped)):
+        for entry in self.manifest.entries:
             today = template_hashes.get(entry.family)
             if today is None:
                 reasons[entry.family] = f"{entry.family}: there is no such family any more"
@@ -114,7 +151,10 @@ class Bundle:
 
 
 def open_bundle(path: str | os.PathLike[str], device: DeviceInfo | None = None) -> Bundle:
-    """Opens the bundle in a folder and checks all of it but the SPIR-V, which `module` checks.
+    """Opens the bundle in a folder and checks it.
+
+    Declarations inside the SPIR-V are checked when `module` hands one out, and here where the
+    bundle is not this device's own.
 
     Args:
         path: folder with `manifest.json` and `kernels.safetensors`.
@@ -122,6 +162,7 @@ def open_bundle(path: str | os.PathLike[str], device: DeviceInfo | None = None) 
 
     Raises:
         BundleError: there is no bundle, or it is damaged, hostile or of another version.
+        SpirvError: see `Bundle.skip_unusable`.
     """
     folder = Path(path)
     with _files(folder) as (manifest_file, kernels_file):
@@ -140,15 +181,10 @@ def open_bundle(path: str | os.PathLike[str], device: DeviceInfo | None = None) 
         for name in sorted(wanted ^ modules.keys()):
             found = "is not there" if name in wanted else "belongs to no entry"
             raise BundleError(f"module {name[:12]} {found}")
-    entries, skipped = [], []
-    for entry in manifest.entries:
-        reason = why_not(entry.signature, device) if device else None
-        if reason is None:
-            entries.append(entry)
-        else:
-            skipped.append((entry, reason))
-    match = manifest.device.match(device) if device else None
-    return Bundle(folder, manifest, digest, device, match, tuple(entries), tuple(skipped), modules)
+    bundle = Bundle(folder, manifest, digest, device, modules)
+    if device is not None:
+        bundle.skip_unusable(device)
+    return bundle
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:

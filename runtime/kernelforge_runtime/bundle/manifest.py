@@ -137,13 +137,17 @@ class Entry:
             raise BundleError(f"variant: expected a name that starts with {stem}, found {variant}")
         if ".." in variant:
             raise BundleError(f"variant: two dots in a row in {variant}")
+        problem = problem_from_json(data["problem"])
+        signature = signature_from_json(data["signature"])
+        if not signature.serves(problem):
+            raise BundleError(f"compiled for {dict(signature.fixed)}, but its problem is {problem}")
         verified = record(data["verified"], ("max_abs_error", "seed", "tolerance"))
         return cls(
             family=family,
             precision=precision,
-            problem=problem_from_json(data["problem"]),
+            problem=problem,
             variant=variant,
-            signature=signature_from_json(data["signature"]),
+            signature=signature,
             module_sha256=sha256_hex(data["module"], "module"),
             template_sha256=sha256_hex(data["template_sha256"], "template_sha256"),
             glsl_sha256=sha256_hex(data["glsl_sha256"], "glsl_sha256"),

@@ -17,7 +17,7 @@ from kernelforge_runtime.bundle.bundle import Bundle, open_bundle
 from kernelforge_runtime.bundle.fingerprint import BundleMatch
 from kernelforge_runtime.bundle.locate import Located, locate, locate_generic
 from kernelforge_runtime.bundle.manifest import Entry
-from kernelforge_runtime.errors import BundleError
+from kernelforge_runtime.errors import BundleError, SpirvError
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Selection:
 
 
 def select(bundles: Sequence[Bundle], family: str, precision: str, problem: Problem) -> Selection:
-    """The kernel for a problem; any entry of a family is right, a near one is also fast.
+    """The kernel for a problem; any that serves it is right, a near one is also fast.
 
     Args:
         bundles: best first, the generic one last.
@@ -68,8 +68,10 @@ def select(bundles: Sequence[Bundle], family: str, precision: str, problem: Prob
         exact = problems.get(problem)
         if exact is not None:
             return Selection(exact, _match(bundle, 0.0), bundle, 0.0)
+        # A kernel may have dimensions compiled in; of the others any value is served.
+        serving = [p for p, entry in problems.items() if entry.signature.serves(problem)]
         # Entries ascend by problem, so of two that are equally near the first one is taken.
-        nearest = min(problems, key=problem.distance, default=None)
+        nearest = min(serving, key=problem.distance, default=None)
         distance = math.inf if nearest is None else problem.distance(nearest)
         if nearest is not None and math.isfinite(distance):
             return Selection(problems[nearest], _match(bundle, distance), bundle, distance)
@@ -89,7 +91,10 @@ def _nothing(bundles: Sequence[Bundle], family: str, precision: str, problem: Pr
     for bundle in bundles:
         for entry, reason in bundle.skipped:
             if (entry.family, entry.precision) == (family, precision):
-                return f"{asked}: {bundle.path} has one, but it {reason}; use another precision"
+                return (
+                    f"{asked}: {bundle.path} has one that cannot run here ({reason}); "
+                    "use another precision"
+                )
     found = sorted({e.precision for b in bundles for e in b.entries if e.family == family})
     where = ", ".join(str(bundle.path) for bundle in bundles) or "no bundle"
     has = f"{where} has {family} in {', '.join(found)}" if found else f"{where} has no {family}"
@@ -135,7 +140,7 @@ class KernelSet:
         bundles = []
         try:
             bundles.append(open_bundle(located.bundle_path, device))
-        except BundleError as error:
+        except (BundleError, SpirvError) as error:
             if path is not None or located.match is BundleMatch.GENERIC:
                 raise
             _log.warning("bundle passed over: %s", error)
@@ -143,7 +148,7 @@ class KernelSet:
             try:
                 generic = locate_generic(device, search)
                 bundles.append(open_bundle(generic.bundle_path, device))
-            except BundleError as error:
+            except (BundleError, SpirvError) as error:
                 if not bundles:
                     raise
                 _log.info("no generic bundle: %s", error)
@@ -172,6 +177,6 @@ class KernelSet:
             line = f"{bundle.path}: {len(bundle.entries)} kernels, {kind}"
             if bundle.skipped:
                 entry, reason = bundle.skipped[0]
-                line += f"; {len(bundle.skipped)} skipped ({entry.variant} {reason})"
+                line += f"; {len(bundle.skipped)} skipped ({entry.variant}: {reason})"
             lines.append(line)
         return "\n".join(lines)

@@ -26,6 +26,7 @@ SUBGROUPS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DIM = re.compile(r"[A-Z]")
+_TERM = re.compile(r"[A-Z](/[1-9][0-9]{0,6})?")
 
 
 def problem_from_json(data: Any) -> Problem:
@@ -46,6 +47,7 @@ def signature_from_json(data: Any) -> Signature:
             "addressing",
             "bindings",
             "features",
+            "fixed",
             "grid",
             "push_constants",
             "subgroup",
@@ -59,7 +61,7 @@ def signature_from_json(data: Any) -> Signature:
         _texts(dtype, access)
         for size in listed(shape, "binding shape", MAX_RANK):
             if isinstance(size, str):
-                matching(size, "binding shape", _DIM, 1)
+                matching(size, "binding shape", _TERM, 9)
             else:
                 count(size, "binding shape", MAX_DIMENSION, 1)
     if len(names) != len(data["bindings"]):
@@ -79,6 +81,11 @@ def signature_from_json(data: Any) -> Signature:
             count(divisor, "grid divisor", MAX_GRID_DIVISOR, 1)
     for feature in listed(data["features"], "features", MAX_FEATURES):
         matching(feature, "feature", FEATURE)
+    if not isinstance(data["fixed"], dict):
+        raise BundleError(f"fixed: expected an object, found {show(data['fixed'])}")
+    for name, size in data["fixed"].items():
+        matching(name, "fixed dimension", _DIM, 1)
+        count(size, f"fixed {name}", MAX_DIMENSION, 1)
     count(data["workgroup"], "workgroup", MAX_WORKGROUP, 1)
     if count(data["subgroup"], "subgroup") not in SUBGROUPS:
         raise BundleError(f"subgroup: expected one of {SUBGROUPS}, found {data['subgroup']}")
