@@ -1,0 +1,1 @@
+"""Verifying and timing kernels on a device: what a tuned number rests on."""

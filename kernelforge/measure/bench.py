@@ -1,0 +1,328 @@
+"""Measuring variants: compile, verify, then time them through the plan that the engine also uses.
+
+Nothing here raises for a bad variant: whatever goes wrong with one becomes the `Outcome` of its
+`Measurement`, and the search goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from kernelforge.compile import compile_rendered, compile_variant, missing_extensions
+from kernelforge.errors import CompileError, MeasureError, RenderError, SpaceError
+from kernelforge.family import KernelFamily
+from kernelforge.measure import statistics
+from kernelforge.measure.measurement import Measurement, Outcome
+from kernelforge.measure.reduced import reduced_problem
+from kernelforge.measure.rotation import Rotation
+from kernelforge.measure.verify import VERIFY_TIMEOUT_S, Verification, Verifier
+from kernelforge.render import render
+from kernelforge_runtime.abi.module import ShaderModule
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.signature import Signature
+from kernelforge_runtime.dtypes import DType
+from kernelforge_runtime.errors import DeviceError, DeviceLostError, PlanError, SpirvError
+from kernelforge_runtime.plan import Dispatch, Plan
+from kernelforge_runtime.vk import Device
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long one variant is timed. Times in ns.
+
+    Attributes:
+        sample_ns: a sample repeats the dispatch until it lasts at least this long.
+        longest_sample_ns: ... but no longer than this, unless one dispatch does.
+        most_dispatches: ... and at most this many dispatches, each recorded.
+        samples: at most this many; fewer once the median is known to 1 %.
+        total_ns: stop sampling after this long.
+        quick: samples after which a slow variant may be given up.
+    """
+
+    sample_ns: float = 2e6
+    longest_sample_ns: float = 20e6
+    most_dispatches: int = 256
+    samples: int = 10
+    total_ns: float = 100e6
+    quick: int = 3
+
+
+class Timer:
+    """A recorded plan that repeats one dispatch; each `sample` gives ns per dispatch."""
+
+    def __init__(self, device: Device, dispatches: Sequence[Dispatch], name: str) -> None:
+        self.dispatches = len(dispatches)
+        self._plan = Plan(device, dispatches, timestamps="ends", name=name)
+        self.clock: str = self._plan.clock
+
+    def sample(self) -> float:
+        """Runs the plan once; ns per dispatch."""
+        self._plan.run(timeout_s=TIMEOUT_S)
+        return self._plan.elapsed_ns() / self.dispatches
+
+    def close(self) -> None:
+        """Releases the plan."""
+        self._plan.close()
+
+
+class Bench:
+    """Measures variants of one family on one problem; holds the inputs between variants.
+
+    Owns device memory: close it, or use it as a context manager.
+
+    Args:
+        device: where to measure.
+        family: what.
+        precision: of the weights.
+        problem: the dimensions that are timed. Verification uses a smaller problem of the same
+            kind where this one is large.
+        seed: of the timing inputs and of the sequence of verification seeds; None draws one.
+        effort: how long each variant is timed.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        family: KernelFamily,
+        precision: DType,
+        problem: Problem,
+        seed: int | None = None,
+        effort: Effort | None = None,
+    ) -> None:
+        self.device, self.family, self.precision, self.problem = device, family, precision, problem
+        self.effort = effort or Effort()
+        self._rng = np.random.default_rng(seed)
+        self._constants = dict(family.constants(problem))
+        self.reduced = reduced_problem(family, precision, problem, device.info)
+        self._verifiers: dict[Problem, Verifier] = {}
+        self._rotation = Rotation(device, family, precision, problem, self.next_seed())
+        self._known: dict[tuple[str, Signature], Measurement] = {}
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the device memory."""
+        for verifier in self._verifiers.values():
+            verifier.close()
+        self._verifiers.clear()
+        self._rotation.close()
+
+    def next_seed(self) -> int:
+        """A seed that was not used before in this bench."""
+        return int(self._rng.integers(2**31))
+
+    def measure(self, params: Mapping[str, Any], incumbent_ns: float | None = None) -> Measurement:
+        """Compiles, verifies and times one variant.
+
+        Args:
+            params: the variant.
+            incumbent_ns: time of the best variant so far; one that is three times slower is given
+                up after a few samples.
+
+        Returns:
+            Its measurement, whatever became of it.
+        """
+        blank = self.describe(params)
+        try:
+            rendered = render(self.family, self.precision, params)
+            if missing := missing_extensions(self.family):
+                reason = f"the GLSL compiler does not know {', '.join(missing)}"
+                return replace(blank, outcome=Outcome.REJECTED, reason=reason)
+            module = compile_rendered(self.family, self.precision, params, rendered)
+        except SpaceError as error:
+            return replace(blank, outcome=Outcome.REJECTED, reason=_line(error))
+        except (CompileError, RenderError, SpirvError) as error:
+            return replace(blank, outcome=Outcome.COMPILE_FAILED, reason=_line(error))
+        blank = replace(
+            blank,
+            glsl_sha256=rendered.sha256,
+            template_sha256=rendered.template_sha256,
+            spirv_sha256=module.sha256,
+        )
+        known = self._known.get((module.sha256, module.signature))
+        if known is not None and known.variant != blank.variant:
+            return replace(known, variant=blank.variant, note=f"same SPIR-V as {known.variant}")
+        result = self._measure_module(blank, module, incumbent_ns)
+        self._known[module.sha256, module.signature] = result
+        return result
+
+    def measure_again(self, params: Mapping[str, Any]) -> Measurement:
+        """Times a variant anew, although it, or an equal program, was measured before."""
+        module = compile_variant(self.family, self.precision, params)
+        self._known.pop((module.sha256, module.signature), None)
+        return self.measure(params)
+
+    def check(
+        self, module: ShaderModule, seed: int | None = None, full: bool = False
+    ) -> Verification:
+        """Verifies a module on fresh inputs, on the reduced problem or the full one.
+
+        Raises:
+            DeviceLostError: the device did not answer in time.
+            MeasureError: the family's declarations contradict each other.
+        """
+        problem = self.problem if full or self.reduced is None else self.reduced
+        if problem not in self._verifiers:
+            verifier = Verifier(self.device, self.family, self.precision, problem)
+            self._verifiers[problem] = verifier
+        return self._verifiers[problem].verify(module, self.next_seed() if seed is None else seed)
+
+    def repetitions(self, module: ShaderModule, once_ns: float, longest_ns: float) -> int:
+        """How many dispatches make a good sample, if one takes `once_ns`."""
+        once = max(once_ns, 1.0)
+        fill = max(math.ceil(self.effort.sample_ns / once), self._rotation.copies(module.signature))
+        fit = max(1, math.floor(longest_ns / once))
+        return max(1, min(fill, fit, self.effort.most_dispatches))
+
+    def is_cold(self, module: ShaderModule) -> bool:
+        """True where the timing inputs of this module come from memory, not from a cache."""
+        return self._rotation.cold(module.signature)
+
+    def timer(self, module: ShaderModule, dispatches: int) -> Timer:
+        """A timer that repeats `module` on the timing inputs; close it after use."""
+        signature = module.signature
+        calls = [
+            Dispatch(module, self.problem, self._rotation.buffers(signature, i), self._constants)
+            for i in range(dispatches)
+        ]
+        return Timer(self.device, calls, module.name)
+
+    def describe(self, params: Mapping[str, Any]) -> Measurement:
+        """A measurement of this variant with nothing measured yet."""
+        info = self.device.info
+        return Measurement(
+            family=self.family.name,
+            precision=self.precision.name,
+            problem=str(self.problem),
+            variant=self.family.variant(self.precision, params).name,
+            outcome=Outcome.OK,
+            device=info.slug,
+            driver=f"{info.driver_name} {info.driver_info}".strip(),
+        )
+
+    def _measure_module(
+        self, blank: Measurement, module: ShaderModule, incumbent_ns: float | None
+    ) -> Measurement:
+        started, limit = time.monotonic(), VERIFY_TIMEOUT_S
+        try:
+            found = self.check(module)
+            blank = replace(
+                blank, max_error=found.max_error, tolerance=found.tolerance, seed=found.seed
+            )
+            if not found.ok:
+                return replace(blank, outcome=Outcome.WRONG_RESULT, reason=found.reason)
+            started, limit = time.monotonic(), TIMEOUT_S
+            return self._time(blank, module, incumbent_ns)
+        except DeviceLostError as error:
+            late = time.monotonic() - started >= limit
+            outcome = Outcome.TIMED_OUT if late else Outcome.DEVICE_LOST
+            return replace(blank, outcome=outcome, reason=_line(error))
+        except SpirvError as error:
+            return replace(blank, outcome=Outcome.COMPILE_FAILED, reason=_line(error))
+        except (PlanError, DeviceError) as error:
+            return replace(blank, outcome=Outcome.REJECTED, reason=_line(error))
+
+    def _time(
+        self, blank: Measurement, module: ShaderModule, incumbent_ns: float | None
+    ) -> Measurement:
+        effort, cold = self.effort, self.is_cold(module)
+        probe = self.timer(module, 1)
+        try:
+            samples = [probe.sample()]
+            while len(samples) < 3 and not _give_up(samples, incumbent_ns):
+                samples.append(probe.sample())
+            slow = statistics.hopeless(samples, incumbent_ns) and _give_up(samples, incumbent_ns)
+        finally:
+            probe.close()
+        if slow:
+            return _timed(blank, samples, 1, probe.clock, cold, "early stop")
+        repeat = self.repetitions(module, min(samples), effort.longest_sample_ns)
+        timer = self.timer(module, repeat)
+        note = ""
+        try:
+            timer.sample()  # warm-up: caches, clocks, first touch
+            samples, spent = [], 0.0
+            while len(samples) < effort.samples:
+                samples.append(timer.sample())
+                spent += samples[-1] * timer.dispatches
+                if len(samples) == effort.quick and statistics.hopeless(samples, incumbent_ns):
+                    note = "early stop"
+                    break
+                if len(samples) >= effort.quick and spent > effort.total_ns:
+                    break
+                if statistics.enough(samples):
+                    break
+        finally:
+            timer.close()
+        return _timed(blank, samples, timer.dispatches, timer.clock, cold, note)
+
+
+def _give_up(samples: Sequence[float], incumbent_ns: float | None) -> bool:
+    """After single dispatches, whose time has start-up in it: at once only where it is plain."""
+    if incumbent_ns is None:
+        return False
+    excess = min(samples) - statistics.EARLY_STOP_FACTOR * incumbent_ns
+    if len(samples) == 1:
+        return excess > 9 * incumbent_ns + 20e6
+    return len(samples) >= 2 and excess > 200e3
+
+
+def _timed(
+    blank: Measurement,
+    samples: Sequence[float],
+    dispatches: int,
+    clock: str,
+    cold: bool,
+    note: str,
+) -> Measurement:
+    return replace(
+        blank,
+        samples_ns=tuple(samples),
+        median_ns=statistics.median(samples),
+        spread_ns=statistics.spread(samples),
+        dispatches=dispatches,
+        clock=clock,
+        cold=cold,
+        note=note,
+    )
+
+
+def _line(error: Exception) -> str:
+    """The first line that says something, of an error that may have many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def measure(
+    device: Device,
+    family: KernelFamily,
+    precision: DType,
+    params: Mapping[str, Any],
+    problem: Problem,
+    seed: int | None = None,
+    effort: Effort | None = None,
+) -> Measurement:
+    """Measures one variant on one problem; for several of them keep a `Bench`.
+
+    Raises:
+        MeasureError: the problem cannot exist for this family.
+    """
+    if why := family.refuses(problem):
+        raise MeasureError(f"{family.name} at {problem}: {why}")
+    with Bench(device, family, precision, problem, seed, effort) as bench:
+        return bench.measure(params)

@@ -1,0 +1,111 @@
+"""What is kept of one trial: how it ended, how long it took, and what exactly was measured.
+
+Plain data; `bench` fills it in, `tune.journal` stores it, reports read it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any
+
+from kernelforge.errors import MeasureError
+
+
+class Outcome(Enum):
+    """How a trial ended. Only OK has times that may be compared."""
+
+    OK = "OK"
+    REJECTED = "REJECTED"  # cannot exist here: a constraint, a missing feature, a limit
+    COMPILE_FAILED = "COMPILE_FAILED"
+    WRONG_RESULT = "WRONG_RESULT"
+    TIMED_OUT = "TIMED_OUT"
+    DEVICE_LOST = "DEVICE_LOST"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One variant on one problem on one device. Times in ns per dispatch.
+
+    Attributes:
+        variant: full name, `gemv/f16/ROWS4.WORKGROUP64`.
+        reason: one line that says why the outcome is not OK; empty for OK.
+        samples_ns: every sample taken, in order; empty where nothing was timed.
+        median_ns: median of the samples; NaN where nothing was timed.
+        spread_ns: median absolute deviation of the samples; NaN where nothing was timed.
+        dispatches: dispatches per sample.
+        clock: "timestamp" (device time) or "host" (wall clock around submit and wait).
+        cold: True where inputs were rotated through more memory than a last-level cache holds.
+        max_error: largest absolute error of the verification run; NaN where none was made.
+        tolerance: what was allowed at the place of that error.
+        seed: of the verification inputs.
+        phase: "trial" while searching, "final" for the interleaved re-measurement of the best.
+        note: free text, e.g. "early stop" or "same SPIR-V as ...".
+        device: slug of the device.
+        driver: name and version, as the driver gives them.
+    """
+
+    family: str
+    precision: str
+    problem: str
+    variant: str
+    outcome: Outcome
+    reason: str = ""
+    median_ns: float = math.nan
+    spread_ns: float = math.nan
+    samples_ns: tuple[float, ...] = ()
+    dispatches: int = 0
+    clock: str = ""
+    cold: bool = False
+    max_error: float = math.nan
+    tolerance: float = math.nan
+    seed: int = 0
+    glsl_sha256: str = ""
+    template_sha256: str = ""
+    spirv_sha256: str = ""
+    phase: str = "trial"
+    note: str = ""
+    device: str = ""
+    driver: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """True where the result was right and a time was taken."""
+        return self.outcome is Outcome.OK and math.isfinite(self.median_ns)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; NaN becomes None, as JSON has no NaN."""
+        data: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Outcome):
+                value = value.value
+            elif isinstance(value, tuple):
+                value = [round(v, 1) for v in value]
+            elif isinstance(value, float) and not math.isfinite(value):
+                value = None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+            data[field.name] = value
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Measurement:
+        """Reads what `to_json` wrote; names that are not known are ignored.
+
+        Raises:
+            MeasureError: a field that must be there is missing or has a wrong form.
+        """
+        try:
+            values = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+            for name in ("median_ns", "spread_ns", "max_error", "tolerance"):
+                if name in values:
+                    values[name] = math.nan if values[name] is None else float(values[name])
+            values["samples_ns"] = tuple(float(v) for v in values.get("samples_ns", ()))
+            values["outcome"] = Outcome(values["outcome"])
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise MeasureError(
+                f"measurement {str(data)[:80]!r}: {type(error).__name__}: {error}; "
+                "the line was not written by this program or is damaged"
+            ) from error

@@ -1,0 +1,1 @@
+"""Search: which variant of a family is fastest for a problem on a device."""

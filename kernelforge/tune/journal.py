@@ -1,0 +1,85 @@
+"""The record of every measurement ever made in a tuning folder: append-only JSON lines.
+
+Reports and bundles are made from it; Optuna's own storage is only needed to go on searching.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from kernelforge.errors import MeasureError, TuneError
+from kernelforge.measure.measurement import Measurement
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """One file, one measurement a line; safe against being killed at any moment.
+
+    A line goes to the disk in one write, followed by fsync. What a killed process left half
+    written is closed with a line end by the next writer and skipped by readers.
+
+    Raises:
+        TuneError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._ready = False
+
+    def append(self, measurement: Measurement) -> None:
+        """Adds one measurement; it is on the disk when this returns."""
+        line = json.dumps(measurement.to_json(), separators=(",", ":"), allow_nan=False)
+        try:
+            self._prepare()
+            with self.path.open("ab", buffering=0) as file:
+                file.write(line.encode() + b"\n")
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise TuneError(
+                f"cannot write {self.path}: {error.strerror}; choose another folder with --out"
+            ) from error
+
+    def _prepare(self) -> None:
+        if self._ready:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as file:
+            if file.seek(0, os.SEEK_END) > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+        self._ready = True
+
+    def __iter__(self) -> Iterator[Measurement]:
+        return iter(read_journal(self.path))
+
+
+def read_journal(path: Path) -> list[Measurement]:
+    """Every whole measurement of a journal, in order; damaged lines are skipped with a warning.
+
+    Returns:
+        An empty list where there is no such file.
+
+    Raises:
+        TuneError: the file exists but cannot be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise TuneError(f"cannot read journal {path}: {error.strerror}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found.append(Measurement.from_json(json.loads(line)))
+        except (ValueError, TypeError, MeasureError) as error:
+            log.warning("%s line %d is damaged and was skipped (%s)", path, number, error)
+    return found

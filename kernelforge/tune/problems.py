@@ -1,0 +1,90 @@
+"""Which problems to tune: those of a model, without doubles, the ones that cost most first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from kernelforge.errors import TuneError
+from kernelforge.family import KernelFamily
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.dtypes import DType
+
+FLOPS_PER_BYTE = 10.0
+"""Arithmetic that takes as long as moving one byte, roughly, on the devices of the day."""
+NEAR = 0.25
+"""Problems whose dimensions differ by less than this (sum of |log2| ratios) are tuned as one."""
+
+
+@dataclass(frozen=True)
+class TuneTask:
+    """One study to run.
+
+    Attributes:
+        family: what to tune.
+        precision: in which precision.
+        problem: at which dimensions.
+        calls: how often a model calls it per step.
+        weight: estimated share of the model's time, in bytes moved (arithmetic counted as bytes).
+    """
+
+    family: KernelFamily
+    precision: DType
+    problem: Problem
+    calls: int = 1
+
+    @property
+    def weight(self) -> float:
+        """Bytes moved and arithmetic, as bytes, times calls."""
+        flops, moved = self.family.cost(self.problem, self.precision)
+        return self.calls * (moved + flops / FLOPS_PER_BYTE)
+
+    def __str__(self) -> str:
+        return f"{self.family.name} {self.precision} {self.problem}"
+
+
+def collect_tasks(
+    found: Iterable[tuple[str, str, Problem, int]],
+    families: Mapping[str, KernelFamily],
+    near: float = NEAR,
+) -> list[TuneTask]:
+    """Tasks from what a model's plans call: (family, precision, problem, calls) each.
+
+    Equal ones are added up. Of problems that are nearly the same, the one that weighs most is
+    tuned, and stands for the others too: bundles are looked up by nearest problem.
+
+    Raises:
+        TuneError: a family or precision that is not known.
+    """
+    calls: dict[tuple[str, str, Problem], int] = {}
+    for family, precision, problem, count in found:
+        key = (family, precision, problem)
+        calls[key] = calls.get(key, 0) + count
+    tasks = [
+        TuneTask(*_resolve(family, precision, families), problem, count)
+        for (family, precision, problem), count in calls.items()
+    ]
+    tasks.sort(key=lambda task: (-task.weight, str(task)))
+    kept: list[TuneTask] = []
+    for task in tasks:
+        for i, other in enumerate(kept):
+            same = other.family is task.family and other.precision == task.precision
+            if same and other.problem.distance(task.problem) <= near:
+                calls_both = other.calls + task.calls
+                kept[i] = TuneTask(other.family, other.precision, other.problem, calls_both)
+                break
+        else:
+            kept.append(task)
+    return sorted(kept, key=lambda task: (-task.weight, str(task)))
+
+
+def _resolve(
+    family: str, precision: str, families: Mapping[str, KernelFamily]
+) -> tuple[KernelFamily, DType]:
+    if family not in families:
+        raise TuneError(f"family {family!r}: not known; have {', '.join(sorted(families))}")
+    for dtype in families[family].precisions:
+        if dtype.name == precision:
+            return families[family], dtype
+    have = ", ".join(d.name for d in families[family].precisions)
+    raise TuneError(f"{family} in {precision}: not declared; it has {have}")

@@ -1,0 +1,325 @@
+"""Tuning: one Optuna study per family, precision, problem and device, from default to winner."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.study import Study
+
+from kernelforge.errors import TuneError
+from kernelforge.family import KernelFamily
+from kernelforge.measure.bench import Bench, Effort
+from kernelforge.measure.measurement import Measurement, Outcome
+from kernelforge.measure.statistics import drifted
+from kernelforge.render import render
+from kernelforge.tune.budget import Budget, Deadline, share
+from kernelforge.tune.finals import choose, run_finals
+from kernelforge.tune.journal import Journal
+from kernelforge.tune.objective import (
+    best_distinct,
+    describe_failures,
+    incumbent_ns,
+    measurements,
+    release_orphans,
+    run_trial,
+)
+from kernelforge.tune.problems import TuneTask
+from kernelforge.tune.progress import Progress
+from kernelforge.tune.sampler import EnumeratedSampler, ExhaustedError
+from kernelforge.tune.storage import open_storage
+from kernelforge.variant import Variant
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.dtypes import DType
+from kernelforge_runtime.errors import DeviceLostError
+from kernelforge_runtime.vk import Device
+
+log = logging.getLogger(__name__)
+
+DRIFT_EVERY = 20
+"""Trials between two measurements of the default variant, which show whether the device drifts."""
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What tuning one problem gave.
+
+    Attributes:
+        family: its name.
+        precision: its name.
+        problem: what was tuned.
+        best: the winner's final measurement: verified on the full problem, timed in turns.
+        default: the default variant's final measurement; its outcome says if it could not run.
+        finalists: every final measurement, the default's first.
+        trials: every measurement of the search, earlier sessions included.
+        space_size: number of valid configurations.
+        seconds: time this session took.
+        study: name of the Optuna study.
+        drift: True where the default's own time moved by more than 3 % during the search.
+    """
+
+    family: str
+    precision: str
+    problem: Problem
+    best: Measurement
+    default: Measurement
+    finalists: tuple[Measurement, ...]
+    trials: tuple[Measurement, ...]
+    space_size: int
+    seconds: float
+    study: str
+    drift: bool = False
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the winner is than the default; NaN where the default failed."""
+        return self.default.median_ns / self.best.median_ns
+
+
+def tune_problem(
+    device: Device,
+    family: KernelFamily,
+    precision: DType,
+    problem: Problem,
+    budget: Budget,
+    journal: Journal,
+    storage: BaseStorage | str | Path,
+    on_progress: OnProgress | None = None,
+    warm: Sequence[Mapping[str, Any]] = (),
+    seed: int = 0,
+    effort: Effort | None = None,
+) -> TuneResult:
+    """Finds the fastest right variant of a family for one problem on one device.
+
+    Going on with a storage that holds finished trials of the same study uses them; the budget's
+    trials include them.
+
+    Args:
+        device: where to measure.
+        family: what to tune.
+        precision: of the weights.
+        problem: the dimensions.
+        budget: trials, and seconds for this problem.
+        journal: takes every measurement.
+        storage: Optuna's: open, or where to open it (see `tune.storage`).
+        on_progress: called after each trial.
+        warm: configurations to try right after the default, e.g. winners of a sibling device.
+        seed: of the search.
+        effort: how long each variant is timed.
+
+    Raises:
+        TuneError: the problem is impossible, no variant gives a right result, or the device was
+            lost; what was measured is kept.
+        KeyboardInterrupt: handed on; everything finished is kept.
+    """
+    if why := family.refuses(problem):
+        raise TuneError(f"tune {family.name} at {problem}: {why}")
+    started = time.monotonic()
+    held = storage if isinstance(storage, BaseStorage) else open_storage(storage)
+    configs = family.valid(precision, device.info, problem)
+    default = family.default(precision, device.info, problem)
+    sampler = EnumeratedSampler(configs, [default, *warm], seed=seed)
+    name = study_name(device, family, precision, problem, configs)
+    study = optuna.create_study(
+        storage=held, sampler=sampler, study_name=name, load_if_exists=True, direction="minimize"
+    )
+    if freed := release_orphans(study, held):
+        log.info("%s: %d trials of a killed process will be done again", name, freed)
+    with Bench(device, family, precision, problem, effort=effort) as bench:
+        search = _Search(study, sampler, bench, journal, default, budget, on_progress)
+        try:
+            search.run()
+            found = measurements(study.get_trials(deepcopy=False))
+            finalists = best_distinct(found, budget.finalists)
+            if not finalists:
+                raise TuneError(
+                    f"no variant of {family.name} {precision} gives a right result at {problem} on "
+                    f"{device.info.name}: {describe_failures(found)}"
+                )
+            finals = run_finals(bench, finalists, default, budget.rounds, _finals_s(budget))
+        except DeviceLostError as error:
+            raise TuneError(f"{error}; run the same command again to go on") from error
+        for measurement in finals:
+            journal.append(measurement)
+    best = choose(finals)
+    if best is None:
+        raise TuneError(
+            f"every finalist of {family.name} {precision} at {problem} failed the check on the "
+            f"full problem: {describe_failures(finals)}"
+        )
+    return TuneResult(
+        family=family.name,
+        precision=precision.name,
+        problem=problem,
+        best=best,
+        default=finals[0],
+        finalists=tuple(finals),
+        trials=tuple(found),
+        space_size=sampler.size,
+        seconds=time.monotonic() - started,
+        study=name,
+        drift=drifted(search.default_times),
+    )
+
+
+def tune_problems(
+    device: Device,
+    tasks: Sequence[TuneTask],
+    budget: Budget,
+    journal: Journal,
+    storage: BaseStorage | str | Path,
+    on_progress: OnProgress | None = None,
+    on_result: Callable[[TuneResult], None] | None = None,
+    seed: int = 0,
+) -> list[TuneResult]:
+    """Tunes several problems, the heaviest first, sharing the budget's seconds among them.
+
+    A problem that fails is logged and left out; the others go on.
+
+    Raises:
+        TuneError: all of them failed, or the device was lost.
+        KeyboardInterrupt: handed on; everything finished is kept.
+    """
+    held = storage if isinstance(storage, BaseStorage) else open_storage(storage)
+    deadline = Deadline(budget.seconds)
+    ordered = sorted(tasks, key=lambda task: (-task.weight, str(task)))
+    results: list[TuneResult] = []
+    failure: TuneError | None = None
+    for i, task in enumerate(ordered):
+        seconds = share(deadline.left_s, [t.weight for t in ordered[i:]])
+        # Even with no time left every problem gets its default and a look around.
+        own = replace(budget, seconds=None if seconds is None else max(seconds, 0.5))
+        try:
+            result = tune_problem(
+                device, task.family, task.precision, task.problem, own, journal, held,
+                on_progress, warm=_transfer(results, task), seed=seed,
+            )  # fmt: skip
+        except TuneError as error:
+            if isinstance(error.__cause__, DeviceLostError):
+                raise
+            log.error("%s: %s", task, error)
+            failure = error
+            continue
+        results.append(result)
+        if on_result is not None:
+            on_result(result)
+    if not results and failure is not None:
+        raise failure
+    return results
+
+
+class _Search:
+    """The loop of one study."""
+
+    def __init__(
+        self,
+        study: Study,
+        sampler: EnumeratedSampler,
+        bench: Bench,
+        journal: Journal,
+        default: Mapping[str, Any],
+        budget: Budget,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self._study, self._sampler, self._bench = study, sampler, bench
+        self._journal, self._default, self._budget = journal, default, budget
+        self._on_progress = on_progress
+        self.default_times: list[float] = []
+
+    def run(self) -> None:
+        """Asks and measures until the budget is spent or every configuration was tried.
+
+        Raises:
+            DeviceLostError: the device is gone; the variant that did it is recorded.
+        """
+        deadline = Deadline(self._budget.seconds)
+        limit = min(self._budget.trials, self._sampler.size)
+        here = 0
+        while True:
+            done = len(self._sampler.seen(self._study.get_trials(deepcopy=False)))
+            if done >= limit or (deadline.reached and done > 0):
+                return
+            try:
+                trial = self._study.ask(self._sampler.space)
+            except ExhaustedError:
+                return
+            measurement = run_trial(self._study, trial, self._bench, self._journal)
+            here += 1
+            self._report(measurement, done + 1, limit, deadline)
+            if measurement.outcome is Outcome.DEVICE_LOST:
+                raise DeviceLostError(f"{measurement.variant}: {measurement.reason}")
+            if here % DRIFT_EVERY == 0 and not deadline.reached:
+                self._check_drift()
+
+    def _report(self, last: Measurement, number: int, limit: int, deadline: Deadline) -> None:
+        bench = self._bench
+        progress = Progress(
+            family=bench.family.name,
+            precision=bench.precision.name,
+            problem=bench.problem,
+            number=number,
+            limit=limit,
+            last=last,
+            best_ns=incumbent_ns(self._study),
+            cost=bench.family.cost(bench.problem, bench.precision),
+            left_s=deadline.left_s,
+        )
+        log.info("%s", progress.line())
+        if self._on_progress is not None:
+            self._on_progress(progress)
+
+    def _check_drift(self) -> None:
+        again = replace(self._bench.measure_again(self._default), phase="drift")
+        self._journal.append(again)
+        if again.ok:
+            self.default_times.append(again.median_ns)
+            if drifted(self.default_times):
+                log.warning(
+                    "%s: the device drifts: the default took %s us",
+                    self._bench.problem,
+                    ", ".join(f"{t / 1e3:.1f}" for t in self.default_times),
+                )
+
+
+def study_name(
+    device: Device,
+    family: KernelFamily,
+    precision: DType,
+    problem: Problem,
+    configs: Sequence[Mapping[str, Any]],
+) -> str:
+    """Name of a study: `llvmpipe/gemv/f16/M768.K768/1a2b3c4d`.
+
+    The last part changes with the driver, the template and the valid configurations: times from
+    before such a change are not comparable.
+    """
+    info = device.info
+    template = render(family, precision, configs[0]).template_sha256 if configs else ""
+    known = [info.driver_name, info.driver_info, info.driver_version, template, list(configs)]
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{info.slug}/{family.name}/{precision}/{problem}/{digest}"
+
+
+def _transfer(results: Sequence[TuneResult], task: TuneTask) -> list[dict[str, Any]]:
+    """Winners of the same family at other problems, nearest first: good places to start."""
+    same = [r for r in results if r.family == task.family.name]
+    same.sort(key=lambda r: (r.precision != task.precision.name, task.problem.distance(r.problem)))
+    space = task.family.space
+    return [space.normalise(Variant.parse(r.best.variant).values) for r in same[:2]]
+
+
+def _finals_s(budget: Budget) -> float:
+    """Seconds for the finals: a tenth of the problem's time, between one and eight."""
+    if budget.seconds is None:
+        return 4.0 if budget.profile == "quick" else 8.0
+    return min(8.0, max(1.0, 0.1 * budget.seconds))
