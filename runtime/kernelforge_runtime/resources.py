@@ -30,7 +30,9 @@ def tuned_output_dir() -> Path:
     """
     if override := os.environ.get("KERNELFORGE_TUNED"):
         return Path(override)
-    if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "tuned").is_dir():
+    if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "runtime") in Path(
+        __file__
+    ).parents:
         return _CHECKOUT / "tuned"
     return xdg_dir("XDG_DATA_HOME", ".local/share") / "tuned"
 
