@@ -30,9 +30,8 @@ def tuned_output_dir() -> Path:
     """
     if override := os.environ.get("KERNELFORGE_TUNED"):
         return Path(override)
-    if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "runtime") in Path(
-        __file__
-    ).parents:
+    in_runtime_folder = Path(__file__).parents[1] == _CHECKOUT / "runtime"
+    if in_runtime_folder and (_CHECKOUT / "pyproject.toml").is_file():
         return _CHECKOUT / "tuned"
     return xdg_dir("XDG_DATA_HOME", ".local/share") / "tuned"
 
