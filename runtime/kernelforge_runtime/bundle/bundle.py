@@ -236,7 +236,7 @@ def _files(folder: Path) -> Iterator[tuple[int, int]]:
             opened.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
-            raise BundleError(f"no bundle in {folder}: {why}") from None
+            raise BundleError(f"no bundle in {folder}: {why}; kernelforge tune makes one") from None
         for name in (MANIFEST_FILE, KERNELS_FILE):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             try:
