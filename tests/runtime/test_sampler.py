@@ -152,6 +152,7 @@ def test_logits_that_are_no_numbers_are_an_error(bad, temperature):
         {"top_p": -0.1},
         {"top_k": -1},
         {"top_k": 2.5},
+        {"top_k": 2.0},
         {"decay": 1.1},
         {"presence": float("nan")},
         {"frequency": 1e9},

@@ -213,3 +213,5 @@ def test_a_stream_over_a_vocabulary_that_joins_words_adds_up(tmp_path):
     pieces = [stream.push(token) for token in (1, 2, 3, 4, 5, 2)]
     assert pieces == ["the", " cat", "s", "", "é", " cat"]
     assert stream.flush() == ""
+    broken = [stream.push(4) for _ in range(4)]  # no character: not held back for ever
+    assert broken == ["", "", "", "\ufffd" * 4]

@@ -52,12 +52,12 @@ class Sampling:
                 object.__setattr__(self, name, default)
         _require(self, "temperature", "a number from 0 up", lambda v: v >= 0)
         _require(self, "top_p", "a number from 0 to 1", lambda v: 0 <= v <= 1)
-        _require(self, "top_k", "a whole number from 0 up", lambda v: v >= 0 and int(v) == v)
+        _require(self, "top_k", "a whole number from 0 up", _is_count)
         _require(self, "presence", "a number from -1000 to 1000", lambda v: abs(v) <= 1000)
         _require(self, "frequency", "a number from -1000 to 1000", lambda v: abs(v) <= 1000)
         _require(self, "decay", "a number from 0 to 1", lambda v: 0 <= v <= 1)
         if self.seed is not None:
-            _require(self, "seed", "a whole number from 0 up", lambda v: v >= 0 and int(v) == v)
+            _require(self, "seed", "a whole number from 0 up", _is_count)
 
     @property
     def has_penalties(self) -> bool:
@@ -179,6 +179,10 @@ def _top_p_cutoff(weights: NDArray[np.float64], top_p: float) -> float:
     reached = np.cumsum(ranked)
     place = int(np.searchsorted(reached, top_p * reached[-1], side="left"))
     return max(float(ranked[min(place, len(ranked) - 1)]), float(np.nextafter(0.0, 1.0)))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and bool(value >= 0)
 
 
 def _require(sampling: Sampling, name: str, range_: str, is_valid: Any) -> None:

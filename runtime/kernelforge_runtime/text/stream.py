@@ -7,6 +7,7 @@ import codecs
 from kernelforge_runtime.text.tokenizer import Tokenizer
 
 _UNKNOWN = "\ufffd"
+_LONGEST_CHARACTER = 4
 
 
 class StreamDecoder:
@@ -32,7 +33,7 @@ class StreamDecoder:
             return self._utf8.decode(self._tokenizer.decode([token]))
         self._waiting.append(token)
         piece = self._new_text()
-        if piece.endswith(_UNKNOWN) or not piece:
+        if not piece or (piece.endswith(_UNKNOWN) and len(self._waiting) < _LONGEST_CHARACTER):
             return ""
         self._shown, self._waiting = self._waiting, []
         return piece

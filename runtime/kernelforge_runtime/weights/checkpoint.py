@@ -116,8 +116,8 @@ class Checkpoint:
         raw = self.raw(name)
         if dtype != "bf16":
             return raw.astype(np.float32, order="C")
-        bits = raw.astype(np.uint32, order="C")
-        np.left_shift(bits, 16, out=bits)
+        bits = np.empty(raw.shape, np.uint32)
+        np.left_shift(raw, 16, out=bits, dtype=np.uint32)
         return bits.view(np.float32)
 
     def sha256(self) -> str:
