@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ Access = Literal["read", "write", "readwrite"]
 Addressing = Literal["descriptor", "address"]
 
 ADDRESS_BYTES = 8
+_TERM = re.compile(r"[A-Z](/[1-9][0-9]{0,6})?")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Binding:
     Attributes:
         name: GLSL name of the buffer's array.
         dtype: element type on the host.
-        shape: dimension names (single capitals) and numbers, row-major.
+        shape: numbers, dimension names (single capitals), or `M/32` for ceil(M / 32); row-major.
         access: what the kernel does with it.
     """
 
@@ -37,9 +39,11 @@ class Binding:
     def extent(self, dims: Mapping[str, int]) -> tuple[int, ...]:
         """The shape in numbers for these dimensions."""
         try:
-            return tuple(dims[s] if isinstance(s, str) else s for s in self.shape)
+            return tuple(_size(s, dims) if isinstance(s, str) else s for s in self.shape)
         except KeyError as error:
-            raise PlanError(f"binding {self.name} needs dimension {error}; have {sorted(dims)}") from None
+            raise PlanError(
+                f"binding {self.name} needs dimension {error}; have {sorted(dims)}"
+            ) from None
 
     def nbytes(self, dims: Mapping[str, int]) -> int:
         """Bytes the buffer must have for these dimensions."""
@@ -72,12 +76,18 @@ class Signature:
     addressing: Addressing = "descriptor"
     features: tuple[str, ...] = ()
     """Device features that the kernel needs, spelled as in DeviceInfo.features."""
+    fixed: tuple[tuple[str, int], ...] = ()
+    """Dimensions that are compiled in: the kernel serves only problems that have these values."""
 
     @property
     def push_constant_bytes(self) -> int:
         """Size of the push constant block, in bytes."""
         addresses = len(self.bindings) if self.addressing == "address" else 0
         return ADDRESS_BYTES * addresses + 4 * len(self.push_constants)
+
+    def serves(self, dims: Mapping[str, int]) -> bool:
+        """Whether the dimensions that are compiled in agree with these."""
+        return all(dims.get(name) == value for name, value in self.fixed)
 
     def pack_constants(self, values: Mapping[str, int | float]) -> bytes:
         """The 32-bit push constants as bytes, little endian (addresses not included).
@@ -104,6 +114,7 @@ class Signature:
             "addressing": self.addressing,
             "bindings": [[b.name, b.dtype.name, list(b.shape), b.access] for b in self.bindings],
             "features": list(self.features),
+            "fixed": dict(self.fixed),
             "grid": self.grid.to_json(),
             "push_constants": [[c.name, c.dtype.name] for c in self.push_constants],
             "subgroup": self.subgroup,
@@ -129,14 +140,22 @@ class Signature:
                 subgroup=_count(data["subgroup"]),
                 addressing=data["addressing"],
                 features=tuple(str(f) for f in data["features"]),
+                fixed=tuple(sorted((str(n), _count(v)) for n, v in data["fixed"].items())),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PlanError(f"signature has a wrong form: {type(error).__name__}: {error}") from error
 
 
+def _size(term: str, dims: Mapping[str, int]) -> int:
+    name, _, divisor = term.partition("/")
+    return -(-dims[name] // int(divisor)) if divisor else dims[name]
+
+
 def _shape(shape: Any) -> tuple[str | int, ...]:
-    if not all(isinstance(s, str | int) and not isinstance(s, bool) for s in shape):
-        raise PlanError(f"binding shape {shape!r}: expected names and numbers")
+    for term in shape:
+        number = isinstance(term, int) and not isinstance(term, bool) and term > 0
+        if not number and not (isinstance(term, str) and _TERM.fullmatch(term)):
+            raise PlanError(f"binding shape {shape!r}: expected sizes and dimensions like M or M/32")
     return tuple(shape)
 
 

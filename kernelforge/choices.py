@@ -1,0 +1,81 @@
+"""What several families have in common: reductions, addressing, and the routes of matrix products.
+
+Families do not import each other; what two of them need alike stands here once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelforge.space import Choice, Constraint, Flag
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.signature import Addressing
+
+ADDRESS = Flag("ADDRESS", needs="buffer_device_address")
+ROUTE_ROWS = 32
+"""Rows of a matrix that share one route entry: where their input starts, and their epilogue."""
+
+
+def addressing(p: Mapping[str, Any]) -> Addressing:
+    """How a variant's buffers are bound."""
+    return "address" if p["ADDRESS"] else "descriptor"
+
+
+def workgroup_reduction(default: int = 64) -> tuple[Choice | Constraint, ...]:
+    """WORKGROUP and REDUCE for templates that sum over a whole workgroup (lib/reduce)."""
+    return (
+        Choice("WORKGROUP", (4, 8, 16, 32, 64, 128, 256), default=default),
+        Choice(
+            "REDUCE",
+            ("subgroup", "hybrid", "shared"),
+            default="hybrid",
+            needs={"subgroup": "subgroup_arithmetic", "hybrid": "subgroup_arithmetic"},
+        ),
+        Constraint(
+            "a subgroup reduction is over one whole subgroup",
+            lambda p, d: (
+                p["REDUCE"] != "subgroup" or d.subgroup_min <= p["WORKGROUP"] <= d.subgroup_max
+            ),
+        ),
+    )
+
+
+def reduction_features(p: Mapping[str, Any]) -> tuple[str, ...]:
+    """Device features of a workgroup reduction."""
+    return () if p["REDUCE"] == "shared" else ("subgroup_arithmetic",)
+
+
+def reduction_subgroup(p: Mapping[str, Any]) -> int:
+    """The subgroup size that a workgroup reduction requires; 0 for any."""
+    return int(p["WORKGROUP"]) if p["REDUCE"] == "subgroup" else 0
+
+
+def refuses_unpadded(problem: Problem) -> str | None:
+    """Matrices come padded: M to a route block, K to whole vectors of every width."""
+    if problem["M"] % ROUTE_ROWS or problem["K"] % 32:
+        return f"M and K must be multiples of 32, found M={problem['M']} K={problem['K']}"
+    return None
+
+
+def random_route(rows: int, slots: int, slot_size: int, k: int, rng: np.random.Generator) -> NDArray[Any]:
+    """A random route [rows / 32, 4] of u32: input offset, row stride, epilogue, 0."""
+    route = np.zeros((rows // ROUTE_ROWS, 4), np.uint32)
+    route[:, 0] = rng.integers(0, slots, len(route)) * slot_size
+    route[:, 1] = k
+    route[:, 2] = rng.integers(0, 5, len(route))
+    return route
+
+
+def epilogue(code: int, value: NDArray[Any], before: NDArray[Any]) -> NDArray[Any]:
+    """What a route's code does to a product: none, relu squared, tanh, sigmoid, add."""
+    if code == 1:
+        return np.maximum(value, 0) ** 2
+    if code == 2:
+        return np.tanh(value)
+    if code == 3:
+        return 1 / (1 + np.exp(-value))
+    return before + value if code == 4 else value

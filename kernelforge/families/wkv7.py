@@ -1,0 +1,140 @@
+"""wkv7: RWKV-7's recurrence over the tokens of a chunk; decode is a chunk of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelforge.choices import ADDRESS, addressing
+from kernelforge.family import Arrays, KernelFamily
+from kernelforge.space import Choice, Constraint, ProblemConstraint, Space
+from kernelforge_runtime.abi.grid import CeilDiv, Grid
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
+from kernelforge_runtime.dtypes import F32, U32, DType
+
+MAX_STATE_FLOATS = 256
+"""State values that one invocation may keep; more than that is sure to spill."""
+
+
+def _rows(p: Mapping[str, Any]) -> int:
+    """Value rows of one workgroup."""
+    return int(p["WORKGROUP"] // p["LANES"] * p["ROWS"])
+
+
+def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
+    """Bindings, grid and workgroup of one variant."""
+    whole = p["LANES"] == p["WORKGROUP"]
+    features: tuple[str, ...] = ()
+    if p["LANES"] > 1:
+        features = ("subgroup_arithmetic",) if whole else ("subgroup_clustered",)
+    return Signature(
+        bindings=(
+            Binding("in_s", F32, (6, "T", "H", "N")),
+            Binding("state", F32, ("H", "N", "N"), "readwrite"),
+            Binding("step", U32, (4,)),
+            Binding("out_y", F32, ("T", "H", "N"), "write"),
+        ),
+        push_constants=(PushConstant("T"), PushConstant("H")),
+        grid=Grid(x=(CeilDiv("H"), CeilDiv("N", _rows(p)))),
+        workgroup=p["WORKGROUP"],
+        subgroup=p["WORKGROUP"] if whole and p["LANES"] > 1 else 0,
+        addressing=addressing(p),
+        features=features,
+        fixed=(("N", p["HEAD"]),),
+    )
+
+
+def inputs(problem: Problem, precision: DType, rng: np.random.Generator) -> Arrays:
+    """Decays over their whole range; kk of unit length and a = -kk, b = kk * rate, as the model has."""
+    t, h, n = (problem[d] for d in "THN")
+    r, k, v, kk = rng.standard_normal((4, t, h, n)).astype(np.float32)
+    w = np.exp(-0.6065306597 * rng.random((t, h, n))).astype(np.float32)
+    kk /= np.maximum(np.linalg.norm(kk, axis=-1, keepdims=True), 1e-12)
+    rate = rng.random((t, h, n), dtype=np.float32)
+    return {
+        "in_s": np.stack([r, w, k, v, -kk, kk * rate]),
+        "state": rng.standard_normal((h, n, n), dtype=np.float32),
+        "step": np.array([t, 0, 0, 0], np.uint32),
+    }
+
+
+def oracle(
+    problem: Problem,
+    precision: DType,
+    given: Mapping[str, NDArray[Any]],
+    constants: Mapping[str, float],
+) -> Arrays:
+    """The recurrence in float64, token by token.
+
+    Source: RWKV-7 "Goose" (arXiv 2503.14456), state update as an outer-product form.
+    """
+    r, w, k, v, a, b = given["in_s"].astype(np.float64)
+    state = given["state"].astype(np.float64)
+    out = np.empty_like(r)
+    for t in range(problem["T"]):
+        sa = (state * a[t, :, None, :]).sum(-1)
+        state = (
+            state * w[t, :, None, :]
+            + sa[:, :, None] * b[t, :, None, :]
+            + v[t, :, :, None] * k[t, :, None, :]
+        )
+        out[t] = (state * r[t, :, None, :]).sum(-1)
+    return {"out_y": out, "state": state}
+
+
+def cost(problem: Problem, precision: DType) -> tuple[float, float]:
+    """(flops, bytes): state in and out once, six vectors in, one out."""
+    t, h, n = (problem[d] for d in "THN")
+    return 10.0 * t * h * n * n, 4.0 * (2 * h * n * n + 7 * t * h * n)
+
+
+WKV7 = KernelFamily(
+    name="wkv7",
+    template="wkv7.comp.j2",
+    dims=("T", "H", "N"),
+    precisions=(F32,),
+    space=Space(
+        Choice("HEAD", (16, 32, 64, 128), default=64),
+        Choice("WORKGROUP", (4, 8, 16, 32, 64, 128), default=64),
+        Choice("LANES", (1, 2, 4, 8, 16), default=1),
+        Choice("ROWS", (1, 2, 4, 8, 16), default=1),
+        ADDRESS,
+        Constraint("lanes divide the workgroup", lambda p, d: p["LANES"] <= p["WORKGROUP"]),
+        Constraint("lanes hold whole vectors", lambda p, d: p["HEAD"] % (4 * p["LANES"]) == 0),
+        Constraint("workgroups divide a head", lambda p, d: p["HEAD"] % _rows(p) == 0),
+        Constraint(
+            "lanes stay inside a subgroup",
+            lambda p, d: (
+                p["LANES"] == 1
+                or p["LANES"] < p["WORKGROUP"] and p["LANES"] <= d.subgroup_min
+                or d.subgroup_min <= p["LANES"] == p["WORKGROUP"] <= d.subgroup_max
+            ),
+        ),
+        Constraint(
+            "the state fits the registers",
+            lambda p, d: p["ROWS"] * p["HEAD"] // p["LANES"] <= MAX_STATE_FLOATS,
+        ),
+        ProblemConstraint(
+            "compiled for this head size", lambda p, d, problem: p["HEAD"] == problem["N"]
+        ),
+    ),
+    signature=signature,
+    inputs=inputs,
+    oracle=oracle,
+    cost=cost,
+    corner_problems=(
+        Problem(T=1, H=1, N=64),
+        Problem(T=17, H=3, N=64),
+        Problem(T=5, H=2, N=16),
+        Problem(T=4, H=2, N=32),
+    ),
+    default_problems=(Problem(T=1, H=12, N=64), Problem(T=256, H=12, N=64)),
+    tolerance=4.0,
+    problem_rule=lambda p: (
+        None if p["N"] in (16, 32, 64, 128) else f"head sizes are 16, 32, 64 or 128, found {p['N']}"
+    ),
+)

@@ -1,0 +1,164 @@
+"""A recorded list of dispatches: checked, bound and recorded once, then replayed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelforge_runtime.plan.dispatch import Dispatch
+from kernelforge_runtime.vk import BufferSlice, CommandBuffer, Device, TimestampPool
+from kernelforge_runtime.vk.descriptors import DescriptorPool
+
+Timing = Literal["none", "ends", "each"]
+DEFAULT_TIMEOUT_S = 60.0
+
+
+class Plan:
+    """Dispatches in order, in one command buffer.
+
+    A barrier stands only between dispatches where one touches what an earlier one wrote, or
+    writes what an earlier one reads.
+
+    Attributes:
+        dispatches: what runs.
+        clock: "timestamp", or "host" where the queue has no timestamps.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        dispatches: Sequence[Dispatch],
+        timestamps: Timing = "none",
+        name: str = "plan",
+    ) -> None:
+        self.device, self.dispatches, self.name = device, tuple(dispatches), name
+        self.timing: Timing = timestamps
+        self.clock = "timestamp" if device.info.timestamp_bits else "host"
+        self._host_ns = 0.0
+        self._started = 0.0
+        self._pool: TimestampPool | None = None
+        self._descriptors: DescriptorPool | None = None
+        self._commands: CommandBuffer | None = None
+        try:
+            self._record()
+        except BaseException:
+            self.close()
+            raise
+
+    def _record(self) -> None:
+        device = self.device
+        bound = [d.bound() for d in self.dispatches]
+        pipelines = [device.pipeline(d.module) for d in self.dispatches]
+        sets: list[Any] = [None] * len(self.dispatches)
+        with_sets = [i for i, p in enumerate(pipelines) if p.set_layout is not None]
+        if with_sets:
+            total = sum(len(bound[i]) for i in with_sets)
+            self._descriptors = DescriptorPool(device, len(with_sets), total)
+            for i in with_sets:
+                sets[i] = self._descriptors.bind(pipelines[i].set_layout, bound[i])
+        if self.timing != "none" and self.clock == "timestamp":
+            count = 2 if self.timing == "ends" else len(self.dispatches) + 1
+            self._pool = TimestampPool(device, count)
+        self._commands = commands = CommandBuffer(device, self.name)
+        commands.begin()
+        if self._pool is not None:
+            commands.reset_timestamps(self._pool)
+            commands.timestamp(self._pool, 0)
+        hazards = _Hazards()
+        for i, dispatch in enumerate(self.dispatches):
+            if hazards.between(dispatch, bound[i]):
+                commands.barrier()
+            commands.dispatch(pipelines[i], sets[i], dispatch.push(), dispatch.counts(device.info))
+            if self._pool is not None and self.timing == "each":
+                commands.timestamp(self._pool, i + 1)
+        if self._pool is not None and self.timing == "ends":
+            commands.timestamp(self._pool, 1)
+        commands.end()
+
+    def submit(self) -> None:
+        """Starts a run; wait for it before the next one."""
+        assert self._commands is not None
+        if self.timing != "none":
+            self._started = time.perf_counter()
+        self._commands.submit()
+
+    def wait(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Waits for the run.
+
+        Raises:
+            DeviceLostError: the device was lost, or did not finish in time.
+        """
+        assert self._commands is not None
+        self._commands.wait(timeout_s)
+        if self.timing != "none":
+            self._host_ns = (time.perf_counter() - self._started) * 1e9
+
+    def run(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Submits and waits."""
+        self.submit()
+        self.wait(timeout_s)
+
+    def elapsed_ns(self) -> float:
+        """Time of the last run from first to last dispatch; host time where `clock` says so."""
+        if self._pool is None:
+            return self._host_ns
+        return float(self._pool.read_ns()[-1])
+
+    def dispatch_ns(self) -> list[float]:
+        """Time of each dispatch of the last run; needs `timestamps="each"` and a timestamp clock."""
+        if self._pool is None or self.timing != "each":
+            return []
+        stamps: NDArray[np.float64] = self._pool.read_ns()
+        return [float(t) for t in np.diff(stamps)]
+
+    def close(self) -> None:
+        """Releases what the plan recorded; a second call does nothing."""
+        for part in (self._commands, self._descriptors, self._pool):
+            if part is not None:
+                part.close()
+        self._commands = self._descriptors = self._pool = None
+
+    def __enter__(self) -> Plan:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Hazards:
+    """What was read and written since the last barrier."""
+
+    def __init__(self) -> None:
+        self._read: list[tuple[int, int, int]] = []
+        self._written: list[tuple[int, int, int]] = []
+
+    def between(self, dispatch: Dispatch, bound: Sequence[BufferSlice]) -> bool:
+        """Whether `dispatch` needs a barrier before it; remembers what it touches."""
+        reads, writes = [], []
+        for binding, piece in zip(dispatch.module.signature.bindings, bound, strict=True):
+            span = (id(piece.buffer), piece.offset, piece.offset + piece.nbytes)
+            if binding.access != "write":
+                reads.append(span)
+            if binding.access != "read":
+                writes.append(span)
+        needed = (
+            _overlap(reads, self._written)
+            or _overlap(writes, self._written)
+            or _overlap(writes, self._read)
+        )
+        if needed:
+            self._read, self._written = [], []
+        self._read += reads
+        self._written += writes
+        return needed
+
+
+def _overlap(some: list[tuple[int, int, int]], others: list[tuple[int, int, int]]) -> bool:
+    return any(a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a in some for b in others)

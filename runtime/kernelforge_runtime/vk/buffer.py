@@ -1,0 +1,188 @@
+"""Device memory: a buffer with memory of its own, and a slice of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from kernelforge_runtime.errors import DeviceError, OutOfMemoryError
+from kernelforge_runtime.vk.loader import check
+
+if TYPE_CHECKING:
+    from kernelforge_runtime.vk.device import Device
+
+_STORAGE = 0x20
+_TRANSFER = 0x1 | 0x2
+_ADDRESS = 0x20000
+_DEVICE_LOCAL, _HOST_VISIBLE, _HOST_COHERENT, _HOST_CACHED = 0x1, 0x2, 0x4, 0x8
+
+
+class Buffer:
+    """A storage buffer. Owned by who made it: call `close`, or close the device.
+
+    Attributes:
+        nbytes: size in bytes, rounded up to a multiple of 16.
+        address: 64-bit device address; 0 where the device has no buffer addresses.
+        mapped: the memory as uint8 where the host can see it, else None.
+    """
+
+    def __init__(self, device: Device, nbytes: int, name: str = "", host_visible: bool = False) -> None:
+        if nbytes <= 0:
+            raise DeviceError(f"buffer {name!r} of {nbytes} bytes: a buffer has at least one byte")
+        self.device, self.name = device, name
+        self.nbytes = -(-nbytes // 16) * 16
+        self.mapped: NDArray[np.uint8] | None = None
+        self.address = 0
+        ffi, lib = device.ffi, device.lib
+        with_address = "buffer_device_address" in device.info.features
+        info = ffi.new(
+            "VkBufferCreateInfo*",
+            {
+                "sType": lib.VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
+                "size": self.nbytes,
+                "usage": _STORAGE | _TRANSFER | (_ADDRESS if with_address else 0),
+            },
+        )
+        doing = f"allocating buffer {name!r} of {nbytes / 1e6:.1f} MB"
+        out = ffi.new("VkBuffer*")
+        check(lib.vkCreateBuffer(device.handle, info, ffi.NULL, out), doing)
+        self.handle: Any = out[0]
+        try:
+            self.memory, flags = self._allocate(host_visible, with_address, doing)
+        except DeviceError:
+            lib.vkDestroyBuffer(device.handle, self.handle, ffi.NULL)
+            raise
+        check(lib.vkBindBufferMemory(device.handle, self.handle, self.memory, 0), doing)
+        if flags & _HOST_VISIBLE and flags & _HOST_COHERENT:
+            pointer = ffi.new("void**")
+            check(lib.vkMapMemory(device.handle, self.memory, 0, self.nbytes, 0, pointer), doing)
+            self.mapped = np.frombuffer(ffi.buffer(pointer[0], self.nbytes), dtype=np.uint8)
+        if with_address:
+            where = ffi.new("VkBufferDeviceAddressInfo*")
+            where.sType = lib.VK_STRUCTURE_TYPE_BUFFER_DEVICE_ADDRESS_INFO
+            where.buffer = self.handle
+            self.address = int(lib.vkGetBufferDeviceAddress(device.handle, where))
+        device.track("buffer", self)
+
+    def _allocate(self, host_visible: bool, with_address: bool, doing: str) -> tuple[Any, int]:
+        device, ffi, lib = self.device, self.device.ffi, self.device.lib
+        needs = ffi.new("VkMemoryRequirements*")
+        lib.vkGetBufferMemoryRequirements(device.handle, self.handle, needs)
+        index, flags = device.memory_type(int(needs.memoryTypeBits), host_visible)
+        extra = ffi.NULL
+        if with_address:
+            extra = ffi.new("VkMemoryAllocateFlagsInfo*")
+            extra.sType = lib.VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_FLAGS_INFO
+            extra.flags = 0x2  # VK_MEMORY_ALLOCATE_DEVICE_ADDRESS_BIT
+        info = ffi.new(
+            "VkMemoryAllocateInfo*",
+            {
+                "sType": lib.VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
+                "pNext": extra,
+                "allocationSize": needs.size,
+                "memoryTypeIndex": index,
+            },
+        )
+        out = ffi.new("VkDeviceMemory*")
+        try:
+            check(lib.vkAllocateMemory(device.handle, info, ffi.NULL, out), doing)
+        except OutOfMemoryError as error:
+            total = device.info.memory_bytes / 1e9
+            raise OutOfMemoryError(
+                f"{error}; {device.info.name} has {total:.1f} GB: use a smaller weight format"
+            ) from None
+        return out[0], flags
+
+    def slice(self, offset: int, nbytes: int) -> BufferSlice:
+        """A view of `nbytes` bytes from byte `offset`."""
+        return BufferSlice(self, offset, nbytes)
+
+    def view(self, dtype: DTypeLike) -> NDArray[Any]:
+        """The mapped memory as an array; writes are seen by the next submit.
+
+        Raises:
+            DeviceError: the host cannot see this buffer.
+        """
+        if self.mapped is None:
+            raise DeviceError(f"buffer {self.name!r} is not visible to the host; use download")
+        return self.mapped.view(dtype)
+
+    def upload(self, data: NDArray[Any], offset: int = 0) -> None:
+        """Copies an array's bytes into the buffer from byte `offset`; returns when it is done."""
+        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        self._bounds(offset, raw.nbytes, "upload")
+        if self.mapped is not None:
+            self.mapped[offset : offset + raw.nbytes] = raw
+            return
+        self.device.staging.upload(self, raw, offset)
+
+    def download(self, dtype: DTypeLike, shape: Any = -1, offset: int = 0) -> NDArray[Any]:
+        """Copies elements out of the buffer, from byte `offset`.
+
+        Args:
+            dtype: NumPy element type.
+            shape: shape of the result; -1 for all that is left, as one axis.
+            offset: first byte.
+        """
+        kind = np.dtype(dtype)
+        if isinstance(shape, int) and shape == -1:
+            shape = ((self.nbytes - offset) // kind.itemsize,)
+        nbytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        self._bounds(offset, nbytes, "download")
+        if self.mapped is not None:
+            raw = self.mapped[offset : offset + nbytes].copy()
+        else:
+            raw = self.device.staging.download(self, nbytes, offset)
+        return raw.view(kind).reshape(shape)
+
+    def fill(self, word: int = 0) -> None:
+        """Fills the whole buffer with a 32-bit word."""
+        if self.mapped is not None:
+            self.mapped.view(np.uint32)[:] = word
+            return
+        self.device.staging.fill(self, word)
+
+    def _bounds(self, offset: int, nbytes: int, verb: str) -> None:
+        if offset < 0 or offset + nbytes > self.nbytes:
+            raise DeviceError(
+                f"{verb} of {nbytes} bytes at {offset} in buffer {self.name!r}: it has {self.nbytes}"
+            )
+
+    def close(self) -> None:
+        """Releases the buffer; a second call does nothing."""
+        if self.handle is None:
+            return
+        device, self.mapped = self.device, None
+        device.lib.vkDestroyBuffer(device.handle, self.handle, device.ffi.NULL)
+        device.lib.vkFreeMemory(device.handle, self.memory, device.ffi.NULL)
+        self.handle = None
+        device.untrack("buffer", self)
+
+
+@dataclass(frozen=True)
+class BufferSlice:
+    """Part of a buffer, as a dispatch binds it. Offset and size in bytes."""
+
+    buffer: Buffer
+    offset: int
+    nbytes: int
+
+    def __post_init__(self) -> None:
+        if self.offset % 16 or self.offset < 0 or self.offset + self.nbytes > self.buffer.nbytes:
+            raise DeviceError(
+                f"slice of {self.nbytes} bytes at {self.offset} of buffer {self.buffer.name!r}: "
+                f"it has {self.buffer.nbytes} bytes and offsets are multiples of 16"
+            )
+
+    def upload(self, data: NDArray[Any]) -> None:
+        """Copies an array's bytes to the start of the slice."""
+        if data.nbytes > self.nbytes:
+            raise DeviceError(f"upload of {data.nbytes} bytes into a slice of {self.nbytes}")
+        self.buffer.upload(data, self.offset)
+
+    def download(self, dtype: DTypeLike, shape: Any) -> NDArray[Any]:
+        """Copies elements from the start of the slice."""
+        return self.buffer.download(dtype, shape, self.offset)

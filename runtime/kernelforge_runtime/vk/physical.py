@@ -1,0 +1,180 @@
+"""Physical devices: enumerate them and read what they can do into a DeviceInfo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kernelforge_runtime.abi.device_info import DeviceInfo
+from kernelforge_runtime.vk.loader import Instance, check
+
+_TYPES = {0: "other", 1: "integrated", 2: "discrete", 3: "virtual", 4: "cpu"}
+_SUBGROUP_BITS = {
+    "subgroup_arithmetic": 0x4,
+    "subgroup_shuffle": 0x10 | 0x8,  # shuffle and ballot: broadcast is a ballot operation
+    "subgroup_clustered": 0x40,
+}
+_COMPUTE_STAGE = 0x20
+
+
+class PhysicalDevice:
+    """One entry of vkEnumeratePhysicalDevices.
+
+    Attributes:
+        info: everything a kernel may ask.
+        queue_family: index of the compute queue family used.
+        extensions: names of the device extensions it offers.
+    """
+
+    def __init__(self, instance: Instance, handle: Any) -> None:
+        self.ffi, self.lib, self.handle = instance.ffi, instance.lib, handle
+        self.extensions = self._extensions()
+        self.queue_family, timestamp_bits = self._queue_family()
+        self.memory_types, heaps = self._memory()
+        self.info = self._info(timestamp_bits, max(heaps))
+
+    def _extensions(self) -> frozenset[str]:
+        ffi, lib = self.ffi, self.lib
+        count = ffi.new("uint32_t*")
+        doing = "listing device extensions"
+        check(lib.vkEnumerateDeviceExtensionProperties(self.handle, ffi.NULL, count, ffi.NULL), doing)
+        found = ffi.new("VkExtensionProperties[]", max(count[0], 1))
+        check(lib.vkEnumerateDeviceExtensionProperties(self.handle, ffi.NULL, count, found), doing)
+        return frozenset(ffi.string(found[i].extensionName).decode() for i in range(count[0]))
+
+    def _queue_family(self) -> tuple[int, int]:
+        ffi, lib = self.ffi, self.lib
+        count = ffi.new("uint32_t*")
+        lib.vkGetPhysicalDeviceQueueFamilyProperties(self.handle, count, ffi.NULL)
+        families = ffi.new("VkQueueFamilyProperties[]", count[0])
+        lib.vkGetPhysicalDeviceQueueFamilyProperties(self.handle, count, families)
+        for index in range(count[0]):
+            if families[index].queueFlags & 0x2:  # VK_QUEUE_COMPUTE_BIT
+                return index, int(families[index].timestampValidBits)
+        return -1, 0
+
+    def _memory(self) -> tuple[list[tuple[int, int]], list[int]]:
+        """Memory types as (property flags, heap index); heap sizes in bytes."""
+        properties = self.ffi.new("VkPhysicalDeviceMemoryProperties*")
+        self.lib.vkGetPhysicalDeviceMemoryProperties(self.handle, properties)
+        types = [
+            (int(properties.memoryTypes[i].propertyFlags), int(properties.memoryTypes[i].heapIndex))
+            for i in range(properties.memoryTypeCount)
+        ]
+        local = [
+            int(properties.memoryHeaps[i].size)
+            for i in range(properties.memoryHeapCount)
+            if properties.memoryHeaps[i].flags & 0x1
+        ]
+        return types, local or [0]
+
+    def _info(self, timestamp_bits: int, memory_bytes: int) -> DeviceInfo:
+        ffi, lib = self.ffi, self.lib
+        plain = ffi.new("VkPhysicalDeviceProperties*")
+        lib.vkGetPhysicalDeviceProperties(self.handle, plain)
+        version = int(plain.apiVersion)
+        modern = version >= (1 << 22 | 2 << 12)
+        controlled = version >= (1 << 22 | 3 << 12) or "VK_EXT_subgroup_size_control" in self.extensions
+
+        size_control = ffi.new("VkPhysicalDeviceSubgroupSizeControlProperties*")
+        size_control.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES
+        driver = ffi.new("VkPhysicalDeviceDriverProperties*")
+        driver.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES
+        driver.pNext = size_control if controlled else ffi.NULL
+        identity = ffi.new("VkPhysicalDeviceIDProperties*")
+        identity.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_ID_PROPERTIES
+        identity.pNext = driver if modern else ffi.NULL
+        subgroup = ffi.new("VkPhysicalDeviceSubgroupProperties*")
+        subgroup.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_PROPERTIES
+        subgroup.pNext = identity
+        properties = ffi.new("VkPhysicalDeviceProperties2*")
+        properties.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2
+        properties.pNext = subgroup
+        lib.vkGetPhysicalDeviceProperties2(self.handle, properties)
+        limits = properties.properties.limits
+        size = int(subgroup.subgroupSize)
+
+        features = set(self._features(version))
+        if subgroup.supportedStages & _COMPUTE_STAGE:
+            operations = int(subgroup.supportedOperations)
+            features |= {n for n, bits in _SUBGROUP_BITS.items() if operations & bits == bits}
+        stages = int(size_control.requiredSubgroupSizeStages) if controlled else 0
+        if not stages & _COMPUTE_STAGE:
+            features.discard("subgroup_size_control")
+        return DeviceInfo(
+            name=ffi.string(plain.deviceName).decode(errors="replace"),
+            device_type=_TYPES.get(int(plain.deviceType), "other"),
+            vendor_id=int(plain.vendorID),
+            device_id=int(plain.deviceID),
+            driver_name=ffi.string(driver.driverName).decode(errors="replace"),
+            driver_info=ffi.string(driver.driverInfo).decode(errors="replace"),
+            driver_version=int(plain.driverVersion),
+            api_version=(version >> 22 & 0x7F, version >> 12 & 0x3FF, version & 0xFFF),
+            device_uuid=bytes(identity.deviceUUID).hex(),
+            pipeline_cache_uuid=bytes(plain.pipelineCacheUUID).hex(),
+            subgroup_size=size,
+            subgroup_min=int(size_control.minSubgroupSize) if stages else size,
+            subgroup_max=int(size_control.maxSubgroupSize) if stages else size,
+            max_workgroup_invocations=int(limits.maxComputeWorkGroupInvocations),
+            max_workgroup_size=_triple(limits.maxComputeWorkGroupSize),
+            max_workgroup_count=_triple(limits.maxComputeWorkGroupCount),
+            max_shared_memory=int(limits.maxComputeSharedMemorySize),
+            max_push_constants=int(limits.maxPushConstantsSize),
+            max_storage_buffer=int(limits.maxStorageBufferRange),
+            min_storage_alignment=int(limits.minStorageBufferOffsetAlignment),
+            timestamp_period_ns=float(limits.timestampPeriod),
+            timestamp_bits=timestamp_bits,
+            memory_bytes=memory_bytes,
+            features=frozenset(features),
+        )
+
+    def _features(self, version: int) -> list[str]:
+        """Optional features that the device offers; enabled later by the same names."""
+        ffi, lib = self.ffi, self.lib
+        if version < (1 << 22 | 2 << 12):
+            return []
+        v13 = ffi.new("VkPhysicalDeviceVulkan13Features*")
+        v13.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_3_FEATURES
+        sizes = ffi.new("VkPhysicalDeviceSubgroupSizeControlFeatures*")
+        sizes.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES
+        v12 = ffi.new("VkPhysicalDeviceVulkan12Features*")
+        v12.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES
+        v11 = ffi.new("VkPhysicalDeviceVulkan11Features*")
+        v11.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_FEATURES
+        v11.pNext = v12
+        is_13 = version >= (1 << 22 | 3 << 12)
+        if is_13:
+            v12.pNext = v13
+        elif "VK_EXT_subgroup_size_control" in self.extensions:
+            v12.pNext = sizes
+        all_features = ffi.new("VkPhysicalDeviceFeatures2*")
+        all_features.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2
+        all_features.pNext = v11
+        lib.vkGetPhysicalDeviceFeatures2(self.handle, all_features)
+        offered = {
+            "buffer_device_address": v12.bufferDeviceAddress,
+            "float16": v12.shaderFloat16,
+            "int8": v12.shaderInt8,
+            "int64": all_features.features.shaderInt64,
+            "storage16": v11.storageBuffer16BitAccess,
+            "storage8": v12.storageBuffer8BitAccess,
+            "subgroup_size_control": v13.subgroupSizeControl if is_13 else sizes.subgroupSizeControl,
+        }
+        return [name for name, value in offered.items() if value]
+
+
+def enumerate_physical(instance: Instance) -> list[PhysicalDevice]:
+    """Every physical device with a compute queue, in the loader's order."""
+    ffi, lib = instance.ffi, instance.lib
+    count = ffi.new("uint32_t*")
+    result = lib.vkEnumeratePhysicalDevices(instance.handle, count, ffi.NULL)
+    if result == -3:  # a loader without any working driver answers so
+        return []
+    check(result, "listing Vulkan devices")
+    handles = ffi.new("VkPhysicalDevice[]", max(count[0], 1))
+    check(lib.vkEnumeratePhysicalDevices(instance.handle, count, handles), "listing Vulkan devices")
+    found = [PhysicalDevice(instance, handles[i]) for i in range(count[0])]
+    return [p for p in found if p.queue_family >= 0]
+
+
+def _triple(values: Any) -> tuple[int, int, int]:
+    return int(values[0]), int(values[1]), int(values[2])

@@ -1,0 +1,71 @@
+"""Copies between host and memory that the host cannot see, through one reused staging buffer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelforge_runtime.vk.buffer import Buffer
+from kernelforge_runtime.vk.commands import CommandBuffer
+
+if TYPE_CHECKING:
+    from kernelforge_runtime.vk.device import Device
+
+STAGING_BYTES = 16 << 20
+COPY_TIMEOUT_S = 60.0
+
+
+class Staging:
+    """A host-visible buffer of 16 MB, made at first use; longer copies go in pieces."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._buffer: Buffer | None = None
+
+    def _memory(self) -> tuple[Buffer, NDArray[np.uint8]]:
+        if self._buffer is None:
+            self._buffer = Buffer(self.device, STAGING_BYTES, "staging", host_visible=True)
+        return self._buffer, self._buffer.view(np.uint8)
+
+    def _copy(self, source: Buffer, start: int, target: Buffer, offset: int, nbytes: int) -> None:
+        with CommandBuffer(self.device) as commands:
+            commands.begin()
+            commands.copy(source, start, target, offset, nbytes)
+            commands.end()
+            commands.submit()
+            commands.wait(COPY_TIMEOUT_S)
+
+    def upload(self, target: Buffer, raw: NDArray[np.uint8], offset: int) -> None:
+        """Copies bytes into `target` from byte `offset`."""
+        staging, memory = self._memory()
+        for start in range(0, raw.nbytes, STAGING_BYTES):
+            piece = raw[start : start + STAGING_BYTES]
+            memory[: piece.nbytes] = piece
+            self._copy(staging, 0, target, offset + start, piece.nbytes)
+
+    def download(self, source: Buffer, nbytes: int, offset: int) -> NDArray[np.uint8]:
+        """Copies `nbytes` bytes out of `source` from byte `offset`."""
+        staging, memory = self._memory()
+        out = np.empty(nbytes, dtype=np.uint8)
+        for start in range(0, nbytes, STAGING_BYTES):
+            size = min(STAGING_BYTES, nbytes - start)
+            self._copy(source, offset + start, staging, 0, size)
+            out[start : start + size] = memory[:size]
+        return out
+
+    def fill(self, target: Buffer, word: int) -> None:
+        """Fills a buffer with a 32-bit word."""
+        with CommandBuffer(self.device) as commands:
+            commands.begin()
+            commands.fill(target, word)
+            commands.end()
+            commands.submit()
+            commands.wait(COPY_TIMEOUT_S)
+
+    def close(self) -> None:
+        """Releases the staging buffer."""
+        if self._buffer is not None:
+            self._buffer.close()
+            self._buffer = None
