@@ -105,18 +105,19 @@ HOSTILE = {
     "nested lists": b'{"a":{"shape":' + b"[" * 4_000_000,
     "nested objects": b'{"a":' * 700_000,
     "empty objects": b"{" + b'"a":{},' * 500_000 + b"}",
-    "metadata pairs": b'{"__metadata__":{' + b'"a":"b",' * 60_000 + b'"a":"b"}}',
+    "metadata pairs": b'{"__metadata__":{' + b'"a":"b",' * 20_000 + b'"a":"b"}}',
     "one long name": b'{"' + b"a" * 4_000_000 + b'":{}}',
     "escaped quotes": b'{"' + b'\\"' * 2_000_000 + b'":{}}',
     "long metadata": b'{"__metadata__":{"a":"' + "é🌍".encode() * 600_000 + b'"}}',
     "tensors without data": b"{"
-    + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(17_000))
+    + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(4_000))
     + b"}",
 }
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_header_takes_memory_in_proportion_to_its_file(kind):
+def test_a_hostile_header_takes_memory_in_proportion_to_its_file(kind, monkeypatch):
+    monkeypatch.setattr("kernelforge_runtime.weights.safetensors.MAX_TENSORS", 3_000)
     blob = safetensors_bytes(HOSTILE[kind])
     tracemalloc.start()
     try:
@@ -127,4 +128,4 @@ def test_a_hostile_header_takes_memory_in_proportion_to_its_file(kind):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 3 * len(blob) + 8_000_000
+    assert peak < 3 * len(blob) + 2_000_000
