@@ -31,6 +31,8 @@ from kernelforge_runtime.errors import BundleError, SpirvError
 MANIFEST_FILE = "manifest.json"
 KERNELS_FILE = "kernels.safetensors"
 
+_ATTEMPTS = 10  # to find a folder that is not being replaced
+
 
 @dataclass(eq=False)
 class Bundle:
@@ -227,34 +229,63 @@ def _naming(folder: Path, name: str) -> Iterator[None]:
 def _files(folder: Path) -> Iterator[tuple[int, int]]:
     """Descriptors of the two files, both opened relative to one folder.
 
-    So they belong together even when the folder is swapped meanwhile. Links are not followed and
-    nothing but a regular file is opened for reading: a pipe would wait for ever.
+    So they belong together even when the folder is exchanged for a new one meanwhile.
     """
     opened: list[int] = []
     try:
-        try:
-            opened.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise BundleError(f"no bundle in {folder}: {why}; kernelforge tune makes one") from None
-        for name in (MANIFEST_FILE, KERNELS_FILE):
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        for attempt in range(_ATTEMPTS):
             try:
-                opened.append(os.open(name, flags, dir_fd=opened[0]))
-                regular = stat.S_ISREG(os.fstat(opened[-1]).st_mode)
-            except FileNotFoundError:
-                raise BundleError(f"no bundle in {folder}: {name} is missing") from None
-            except OSError as error:
-                regular = False
-                if not (folder / name).is_symlink():
-                    why = error.strerror or str(error)
-                    raise BundleError(f"{folder / name}: cannot be read: {why}") from None
-            if not regular:
-                raise BundleError(f"{folder / name}: must be a regular file, not a link or device")
+                _open_pair(folder, opened)
+                break
+            except FileNotFoundError as error:
+                # The writer removes the old folder once it has put the new one in its place.
+                replaced = opened and not _is_still(folder, opened[0])
+                if not replaced or attempt == _ATTEMPTS - 1:
+                    raise BundleError(f"no bundle in {folder}: {error} is missing") from None
+                while opened:
+                    os.close(opened.pop())
         yield opened[1], opened[2]
     finally:
         for descriptor in opened:
             os.close(descriptor)
+
+
+def _is_still(folder: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(folder.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def _open_pair(folder: Path, opened: list[int]) -> None:
+    """Opens the folder and the two files in it and appends their descriptors.
+
+    Links are not followed, and nothing but a regular file is opened for reading: a pipe would
+    wait for ever.
+
+    Raises:
+        BundleError: something cannot be opened or is no regular file.
+        FileNotFoundError: the folder has no such file; its text is the name.
+    """
+    try:
+        opened.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise BundleError(f"no bundle in {folder}: {why}; kernelforge tune makes one") from None
+    for name in (MANIFEST_FILE, KERNELS_FILE):
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            opened.append(os.open(name, flags, dir_fd=opened[0]))
+            regular = stat.S_ISREG(os.fstat(opened[-1]).st_mode)
+        except FileNotFoundError:
+            raise FileNotFoundError(name) from None
+        except OSError as error:
+            regular = False
+            if not (folder / name).is_symlink():
+                why = error.strerror or str(error)
+                raise BundleError(f"{folder / name}: cannot be read: {why}") from None
+        if not regular:
+            raise BundleError(f"{folder / name}: must be a regular file, not a link or device")
 
 
 def _read(descriptor: int, most: int, first: int | None = None) -> bytes:
