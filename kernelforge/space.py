@@ -222,50 +222,53 @@ class Space:
 
     def _enumerate(self, device: DeviceInfo) -> tuple[list[tuple[Any, ...]], Counter[str]]:
         if device not in self._found:
-            removed: Counter[str] = Counter()
-            self._found[device] = list(self._walk(device, removed)), removed
+            self._found[device] = self._walk(device)
         return self._found[device]
 
-    def _walk(self, device: DeviceInfo, removed: Counter[str]) -> Iterator[tuple[Any, ...]]:
+    def _walk(self, device: DeviceInfo) -> tuple[list[tuple[Any, ...]], Counter[str]]:
         """Depth first, one choice per level; each constraint is asked as soon as it can answer.
 
         A constraint that asks for a parameter of a deeper level is put off to that level. So a
         rule on the first two parameters cuts whole subtrees, with nobody having to say on which
         parameters it depends.
         """
-        names, levels = self.names, {name: i for i, name in enumerate(self.names)}
-        # Configurations below a node of each level.
-        below = [1]
+        levels = {name: i for i, name in enumerate(self.names)}
+        found: list[tuple[Any, ...]] = []
+        removed: Counter[str] = Counter()
+        below = [1]  # configurations below a node of each level
         for choice in reversed(self.choices):
             below.insert(0, below[0] * len(choice.values))
+        values: list[Any] = []
+        partial = _Partial(self.names, values)
 
-        def descend(
-            level: int, partial: _Partial, rules: list[tuple[int, Constraint]]
-        ) -> Iterator[tuple[Any, ...]]:
+        def descend(level: int, rules: list[tuple[int, Constraint]]) -> None:
             later: list[tuple[int, Constraint]] = []
+            last = level == len(self.names)
+            params = dict(zip(self.names, values, strict=True)) if last and rules else partial
             for due, rule in rules:
                 if due > level:
                     later.append((due, rule))
                     continue
                 try:
-                    if not _ask(rule, partial, device):
+                    if not _ask(rule, params, device):
                         removed[rule.text] += below[level]
                         return
                 except _NotYetError as error:
                     later.append((levels[error.name] + 1, rule))
-            if level == len(names):
-                yield tuple(partial.values_so_far)
+            if last:
+                found.append(tuple(values))
                 return
             choice = self.choices[level]
             for value in choice.values:
                 if feature := choice.missing(value, device):
                     removed[f"needs {feature}"] += below[level + 1]
                     continue
-                partial.values_so_far.append(value)
-                yield from descend(level + 1, partial, later)
-                partial.values_so_far.pop()
+                values.append(value)
+                descend(level + 1, later)
+                values.pop()
 
-        yield from descend(0, _Partial(names), [(0, rule) for rule in self.constraints])
+        descend(0, [(0, rule) for rule in self.constraints])
+        return found, removed
 
 
 class _NotYetError(Exception):
@@ -279,25 +282,27 @@ class _NotYetError(Exception):
 class _Partial(Mapping[str, Any]):
     """The first few parameters of a configuration; asking for a later one raises _NotYetError."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
-        self.levels = {name: i for i, name in enumerate(names)}
-        self.values_so_far: list[Any] = []
+    def __init__(self, names: tuple[str, ...], values: list[Any]) -> None:
+        self._names = names
+        self._levels = {name: i for i, name in enumerate(names)}
+        self._values = values  # shared with the walk, which fills and empties it
 
     def __getitem__(self, name: str) -> Any:
-        level = self.levels[name]
-        if level >= len(self.values_so_far):
+        level = self._levels[name]
+        if level >= len(self._values):
             raise _NotYetError(name)
-        return self.values_so_far[level]
+        return self._values[level]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.levels
+        return name in self._levels
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        if len(self._values) < len(self._names):  # who asks for all waits for the last
+            raise _NotYetError(self._names[-1])
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._names)
 
 
 def _ask(rule: Constraint | ProblemConstraint, params: Params, *context: Any) -> bool:
@@ -306,10 +311,13 @@ def _ask(rule: Constraint | ProblemConstraint, params: Params, *context: Any) ->
         return bool(rule.holds(params, *context))
     except _NotYetError:
         raise
+    except KeyError as error:
+        raise SpaceError(
+            f"constraint {rule.text!r} asks for {error}, which is no parameter of the space"
+        ) from error
     except Exception as error:
         raise SpaceError(
-            f"constraint {rule.text!r} failed with {type(error).__name__}: {error}; "
-            f"parameters are {', '.join(params)}"
+            f"constraint {rule.text!r} failed with {type(error).__name__}: {error}"
         ) from error
 
 

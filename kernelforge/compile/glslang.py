@@ -54,6 +54,7 @@ def find_compiler() -> Compiler:
             f"no GLSL compiler: {where} has no glslangValidator; apt-get install glslang-tools "
             "(running a model from a bundle needs none)"
         )
+    path = str(Path(path).absolute())  # it will run in another folder
     stat = Path(path).stat()
     return _query(path, stat.st_mtime_ns, stat.st_size)
 
