@@ -35,6 +35,8 @@ from kernelforge_runtime.vk import Device
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0
+CLEARLY_SLOWER = 1.3
+"""A variant that is this many times slower than the best so far gets the least samples."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Bench:
             kind where this one is large.
         seed: of the timing inputs and of the sequence of verification seeds; None draws one.
         effort: how long each variant is timed.
+        verify_on: the problem to verify on, where the choice described above is not wanted.
     """
 
     def __init__(
@@ -99,12 +102,13 @@ class Bench:
         problem: Problem,
         seed: int | None = None,
         effort: Effort | None = None,
+        verify_on: Problem | None = None,
     ) -> None:
         self.device, self.family, self.precision, self.problem = device, family, precision, problem
         self.effort = effort or Effort()
         self._rng = np.random.default_rng(seed)
         self._constants = dict(family.constants(problem))
-        self.reduced = reduced_problem(family, precision, problem, device.info)
+        self.reduced = verify_on or reduced_problem(family, precision, problem, device.info)
         self._verifiers: dict[Problem, Verifier] = {}
         self._rotation = Rotation(device, family, precision, problem, self.next_seed())
         self._known: dict[tuple[str, Signature], Measurement] = {}
@@ -168,19 +172,24 @@ class Bench:
         return self.measure(params)
 
     def check(
-        self, module: ShaderModule, seed: int | None = None, full: bool = False
+        self, module: ShaderModule, seed: int | None = None, problem: Problem | None = None
     ) -> Verification:
-        """Verifies a module on fresh inputs, on the reduced problem or the full one.
+        """Verifies a module on fresh inputs.
+
+        Args:
+            module: a variant of this family.
+            seed: of the inputs; a new one if None.
+            problem: what to verify on; the bench's problem, or a smaller one of the same kind where
+                that is large, if None.
 
         Raises:
             DeviceLostError: the device did not answer in time.
             MeasureError: the family's declarations contradict each other.
         """
-        problem = self.problem if full or self.reduced is None else self.reduced
-        if problem not in self._verifiers:
-            verifier = Verifier(self.device, self.family, self.precision, problem)
-            self._verifiers[problem] = verifier
-        return self._verifiers[problem].verify(module, self.next_seed() if seed is None else seed)
+        at = problem or self.reduced or self.problem
+        if at not in self._verifiers:
+            self._verifiers[at] = Verifier(self.device, self.family, self.precision, at)
+        return self._verifiers[at].verify(module, self.next_seed() if seed is None else seed)
 
     def repetitions(self, module: ShaderModule, once_ns: float, longest_ns: float) -> int:
         """How many dispatches make a good sample, if one takes `once_ns`."""
@@ -260,9 +269,11 @@ class Bench:
             while len(samples) < effort.samples:
                 samples.append(timer.sample())
                 spent += samples[-1] * timer.dispatches
-                if len(samples) == effort.quick and statistics.hopeless(samples, incumbent_ns):
-                    note = "early stop"
-                    break
+                if len(samples) == effort.quick:
+                    if statistics.hopeless(samples, incumbent_ns):
+                        note = "early stop"
+                    if statistics.hopeless(samples, incumbent_ns, CLEARLY_SLOWER):
+                        break  # its exact time is of no interest
                 if len(samples) >= effort.quick and spent > effort.total_ns:
                     break
                 if statistics.enough(samples):

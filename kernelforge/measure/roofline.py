@@ -14,8 +14,8 @@ class HasCeilings(Protocol):
     """What is needed of `baseline.Ceilings`."""
 
     @property
-    def read_gbps(self) -> float:
-        """Bytes a kernel can read, GB/s."""
+    def memory_gbps(self) -> float:
+        """Bytes a kernel can move, GB/s."""
 
     @property
     def fma_gflops(self) -> float:
@@ -29,7 +29,7 @@ class Rate:
     Attributes:
         gbps: compulsory bytes per second, GB/s.
         gflops: useful operations per second, GFLOP/s.
-        bandwidth_share: of the read ceiling; NaN without ceilings.
+        bandwidth_share: of the memory ceiling; NaN without ceilings.
         compute_share: of the multiply-add ceiling; NaN without ceilings.
         bound: "memory" or "compute": the ceiling that allows less; empty without ceilings.
     """
@@ -58,7 +58,7 @@ def rate(cost: tuple[float, float], ns: float, ceilings: HasCeilings | None = No
     gbps, gflops = moved / ns, flops / ns
     if ceilings is None:
         return Rate(gbps, gflops)
-    bandwidth = gbps / ceilings.read_gbps if ceilings.read_gbps > 0 else math.nan
+    bandwidth = gbps / ceilings.memory_gbps if ceilings.memory_gbps > 0 else math.nan
     compute = gflops / ceilings.fma_gflops if ceilings.fma_gflops > 0 else math.nan
     bound = "compute" if compute > bandwidth else "memory"
     return Rate(gbps, gflops, bandwidth, compute, bound)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge.family import KernelFamily
-from kernelforge.measure.workspace import host_bytes
+from kernelforge.measure.workspace import dimension_names, host_bytes
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding, Signature
 from kernelforge_runtime.dtypes import DType
@@ -94,6 +94,6 @@ class Rotation:
 
     def _is_weight(self, binding: Binding) -> bool:
         """Weights are read, do not depend on batch or tokens, and are worth copying."""
-        if binding.access != "read" or {"B", "T"} & set(binding.shape):
+        if binding.access != "read" or {"B", "T"} & dimension_names(binding.shape):
             return False
         return binding.nbytes(self._problem) >= LEAST_BYTES

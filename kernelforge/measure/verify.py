@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from kernelforge.compile import compile_variant
 from kernelforge.errors import MeasureError
 from kernelforge.family import KernelFamily
-from kernelforge.measure.workspace import POISON, Workspace
+from kernelforge.measure.workspace import POISON, Workspace, dimension_names
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Signature
@@ -69,7 +69,8 @@ def reduction_length(problem: Mapping[str, int], shape: tuple[str | int, ...]) -
     The product of the dimensions that the output does not have; where it has them all (a norm, a
     recurrence), the longest dimension. At least 64, so that short sums get a useful margin.
     """
-    summed = [size for name, size in problem.items() if name not in shape]
+    kept = dimension_names(shape)
+    summed = [size for name, size in problem.items() if name not in kept]
     longest = math.prod(summed) if summed else max(problem.values(), default=1)
     return max(64, longest)
 

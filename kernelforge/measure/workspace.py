@@ -106,3 +106,8 @@ def host_bytes(
         )
     missing = 4 * _words(nbytes) - nbytes
     return np.concatenate([data, np.zeros(missing, np.uint8)]) if missing else data
+
+
+def dimension_names(shape: tuple[str | int, ...]) -> set[str]:
+    """The dimensions that a binding's shape mentions, in whatever expression."""
+    return {c for part in shape if isinstance(part, str) for c in part if c.isupper()}
