@@ -315,7 +315,7 @@ def mutate(words, kind, place, value):
         words[at] = words[value % len(words)]
 
 
-@settings(max_examples=400, deadline=500)
+@settings(max_examples=300, deadline=500)
 @given(st.sampled_from([DESCRIPTOR, ADDRESS]), st.lists(MUTATION, min_size=1, max_size=4))
 def test_a_mutated_module_is_read_or_refused_and_nothing_else(spirv, mutations):
     words = list(struct.unpack(f"<{len(spirv) // 4}I", spirv))

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelforge.errors import SpaceError
@@ -11,6 +11,7 @@ values = st.one_of(st.booleans(), st.integers(-(2**40), 2**40), words)
 params = st.dictionaries(names, values, max_size=8)
 
 
+@settings(max_examples=60)
 @given(params)
 def test_a_name_reads_back_as_the_variant_it_was_made_from(params):
     variant = Variant.of("gemv", "f16", params)
@@ -20,6 +21,7 @@ def test_a_name_reads_back_as_the_variant_it_was_made_from(params):
     assert again.name == variant.name
 
 
+@settings(max_examples=40)
 @given(params, params)
 def test_unlike_parameters_never_share_a_name(a, b):
     same = Variant.of("gemv", "f16", a).name == Variant.of("gemv", "f16", b).name
