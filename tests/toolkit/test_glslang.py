@@ -171,6 +171,24 @@ class TestWithCompiler:
         assert compile_glsl(glsl, "empty")[:4] == b"\x03\x02\x23\x07"
 
 
+@pytest.mark.skipif(
+    shutil.which("spirv-val") is None, reason="no spirv-val: apt-get install spirv-tools"
+)
+def test_spirv_val_finds_what_declarations_do_not_show():
+    spirv = (FOLDER / "saxpy_descriptor.spirv").read_bytes()
+    module = ShaderModule("saxpy/f32/X1", spirv, SAXPY.signature(F32, PARAMS))
+    assert validate(module)
+    without_return = spirv.replace(b"\xfd\x00\x01\x00\x38\x00\x01\x00", b"\x38\x00\x01\x00")
+    assert len(without_return) == len(spirv) - 4
+    with pytest.raises(CompileError, match="module saxpy/f32/X1 is not valid SPIR-V: "):
+        validate(replace(module, spirv=without_return))
+
+
+def test_without_spirv_val_nothing_is_claimed(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not validate(ShaderModule("m", b"", SAXPY.signature(F32, PARAMS)))
+
+
 def test_without_a_compiler_the_error_says_what_to_install(monkeypatch, cache):
     monkeypatch.delenv("KERNELFORGE_GLSLANG", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
