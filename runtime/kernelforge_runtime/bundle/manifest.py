@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kernelforge_runtime.abi.problem import Problem
@@ -277,6 +277,7 @@ def _frame(data: bytes, start: int, end: int) -> bytes:
 def _entries(data: bytes, start: int, end: int) -> Iterator[Entry]:
     previous: Entry | None = None
     number = 0
+    signatures: dict[Signature, Signature] = {}  # most problems of a variant have the same one
     while start < end:
         stop = data.find(_BETWEEN, start, end)
         # The next item starts after the comma, at its own indent.
@@ -292,11 +293,22 @@ def _entries(data: bytes, start: int, end: int) -> Iterator[Entry]:
                 f"entries[{number}]: {entry.family} {entry.precision} {entry.problem} is out of "
                 "order or there twice"
             )
-        yield entry
+        yield replace(entry, signature=signatures.setdefault(entry.signature, entry.signature))
         previous, start, number = entry, following, number + 1
 
 
 def _entry(text: bytes) -> Entry:
+    # One value per line, as the writer lays it out: a dense text would grow in memory much more.
+    # No text of an entry may hold these characters, so that counting them is enough.
+    lines = text.count(b"\n")
+    dense = (
+        text.count(b",") != text.count(b",\n")
+        or text.count(b"[") != text.count(b"[\n") + text.count(b"[]")
+        or text.count(b"{") != text.count(b"{\n") + text.count(b"{}")
+        or text.count(b"\n      ") != lines - 1
+    )
+    if dense:
+        raise BundleError("is not laid out with one value per line and two spaces of indent")
     return Entry.from_json(decode(text))
 
 
