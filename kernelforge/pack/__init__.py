@@ -1,7 +1,7 @@
 """Puts the winners of tuning into a bundle that the runtime can open."""
 
 from kernelforge.pack.winners import Verification, Winner, choose, winner
-from kernelforge.pack.writer import pack
+from kernelforge.pack.writer import installed_toolchain, pack
 from kernelforge_runtime.bundle import Toolchain
 
-__all__ = ["Toolchain", "Verification", "Winner", "choose", "pack", "winner"]
+__all__ = ["Toolchain", "Verification", "Winner", "choose", "installed_toolchain", "pack", "winner"]

@@ -20,7 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kernelforge import __version__
-from kernelforge.errors import PackError
+from kernelforge.compile import find_compiler
+from kernelforge.compile.glslang import FLAGS
+from kernelforge.errors import CompileError, PackError
 from kernelforge.pack.winners import Winner
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.bundle import (
@@ -38,8 +40,6 @@ from kernelforge_runtime.errors import BundleError, SpirvError
 
 _log = logging.getLogger(__name__)
 
-UNKNOWN_TOOLCHAIN = Toolchain(kernelforge=__version__, glslang="unknown")
-
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -49,7 +49,7 @@ def pack(
     device: DeviceInfo,
     winners: Sequence[Winner],
     *,
-    toolchain: Toolchain = UNKNOWN_TOOLCHAIN,
+    toolchain: Toolchain | None = None,
     ceilings: Mapping[str, float] | None = None,
     merge: bool = False,
     template_hashes: Mapping[str, str] | None = None,
@@ -60,7 +60,7 @@ def pack(
         out_dir: folder of bundles; made if need be.
         device: where the winners were measured, or GENERIC.
         winners: one per problem; `choose` makes such a list.
-        toolchain: what compiled them.
+        toolchain: what compiled them; default: what is installed here.
         ceilings: measured limits of the device by name, e.g. `read_bandwidth_gbps`.
         merge: keep the entries of an existing bundle for other problems, as long as they were
             measured on this device, driver and toolchain, and their templates have not changed.
@@ -70,6 +70,7 @@ def pack(
         PackError: a winner was not verified, something cannot be packed, or nothing can be
             written. An existing bundle is then left as it was.
     """
+    toolchain = toolchain or installed_toolchain()
     slug = device.slug
     if not SLUG.fullmatch(slug):
         raise PackError(f"device {device.name!r}: its slug {slug!r} cannot name a folder")
@@ -112,6 +113,15 @@ def pack(
     except (BundleError, SpirvError) as error:
         raise PackError(f"bundle {root / slug} was not written: {error}") from error
     return root / slug
+
+
+def installed_toolchain() -> Toolchain:
+    """The toolkit and the compiler of this machine; "unknown" where there is no compiler."""
+    try:
+        version = find_compiler().version
+    except CompileError:
+        version = "unknown"
+    return Toolchain(kernelforge=__version__, glslang=version, flags=FLAGS)
 
 
 def _entry(winner: Winner) -> Entry:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -174,10 +175,11 @@ def test_random_values_with_a_right_hash_do_no_harm(
     data = json.loads(MANIFEST)
     for (*way, last), value in changes:
         place = data
-        with contextlib.suppress(KeyError, IndexError, TypeError):
+        with contextlib.suppress(KeyError, IndexError, TypeError):  # changed before: no such place
             for key in way:
                 place = place[key]
-            place[last] = value
+            if isinstance(place, dict) == isinstance(last, str):
+                place[last] = copy.deepcopy(value)
     manifest = (json.dumps(data, sort_keys=True, indent=2) + "\n").encode()
     write(folder, manifest, kernels_for(manifest))
     use(folder)
