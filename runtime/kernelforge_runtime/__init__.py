@@ -1,0 +1,61 @@
+"""KernelForge's runtime: runs RWKV models with tuned Vulkan kernels. Thin: no compiler, no tuner."""
+
+from __future__ import annotations
+
+import os
+
+from kernelforge_runtime.bundle.select import KernelSet
+from kernelforge_runtime.engine.generate import Piece, generate
+from kernelforge_runtime.errors import KernelForgeError
+from kernelforge_runtime.models import Model, Reference, load_reference
+from kernelforge_runtime.models import load_model as _load_model
+from kernelforge_runtime.state import State
+from kernelforge_runtime.text import Sampling, load_tokenizer
+from kernelforge_runtime.vk import Device, list_devices, open_device
+
+__all__ = [
+    "Device",
+    "KernelForgeError",
+    "KernelSet",
+    "Model",
+    "Piece",
+    "Reference",
+    "Sampling",
+    "State",
+    "generate",
+    "list_devices",
+    "load_bundle",
+    "load_model",
+    "load_reference",
+    "load_tokenizer",
+    "open_device",
+]
+
+
+def load_bundle(device: Device, path: str | os.PathLike[str] | None = None) -> KernelSet:
+    """The best tuned kernels for a device, or those of the bundle folder `path`.
+
+    Raises:
+        BundleError: there is no usable bundle, or the one asked for is damaged.
+    """
+    return KernelSet.open(device.info, path)
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    device: Device | None = None,
+    bundle: KernelSet | None = None,
+    weights: str = "f16",
+) -> Model:
+    """Loads a .pth or .safetensors checkpoint; its version is read from the tensors.
+
+    Args:
+        path: the checkpoint.
+        device: an open device; the best one of the machine is opened where None.
+        bundle: kernels from `load_bundle`; the best ones for the device where None.
+        weights: "f32", "bf16" or "f16".
+
+    Raises:
+        KernelForgeError: the file, the device or the bundle cannot serve; one line says why.
+    """
+    return _load_model(path, device if device is not None else open_device(), bundle, weights)

@@ -1,0 +1,101 @@
+"""Generates text piece by piece from one prompt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from kernelforge_runtime.models import Model, Reference
+from kernelforge_runtime.state import State
+from kernelforge_runtime.text import Sampler, Sampling, StreamDecoder, Tokenizer, load_tokenizer
+
+END_OF_TEXT = 0
+"""Token 0 ends a document in the World and Pile vocabularies."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One generated token and the text that became complete with it."""
+
+    token: int
+    text: str
+
+
+@dataclass
+class Statistics:
+    """What a generation took; filled in while it runs.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        tokens: tokens generated.
+        prefill_s: seconds until the first token was chosen.
+        decode_s: seconds for all further ones.
+    """
+
+    prompt_tokens: int = 0
+    tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def prefill_tok_per_s(self) -> float:
+        """Prompt tokens per second."""
+        return self.prompt_tokens / self.prefill_s if self.prefill_s else 0.0
+
+    @property
+    def decode_tok_per_s(self) -> float:
+        """Generated tokens per second after the first."""
+        return (self.tokens - 1) / self.decode_s if self.tokens > 1 and self.decode_s else 0.0
+
+
+def generate(
+    model: Model | Reference,
+    prompt: str | Sequence[int],
+    max_tokens: int = 100,
+    sampling: Sampling | None = None,
+    tokenizer: Tokenizer | None = None,
+    state: State | None = None,
+    statistics: Statistics | None = None,
+) -> Iterator[Piece]:
+    """Continues a prompt; yields one piece per token as soon as it is known.
+
+    Args:
+        model: from load_model or load_reference.
+        prompt: text, or token ids.
+        max_tokens: tokens at most; token 0 ends the text sooner, except in a byte vocabulary.
+        sampling: how tokens are chosen; the official defaults where None.
+        tokenizer: picked by the vocabulary's size where None.
+        state: to start from; updated in place.
+        statistics: filled in while the generator runs.
+
+    Raises:
+        ModelError: the prompt is empty or a token is not in the vocabulary.
+        TokenizerError: no tokenizer fits the vocabulary.
+    """
+    tokenizer = tokenizer or load_tokenizer("auto", model.config.vocab)
+    sampling = sampling if sampling is not None else Sampling()
+    counted = statistics if statistics is not None else Statistics()
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    ends = model.config.vocab > 256
+    sampler, stream = Sampler(sampling, tokenizer), StreamDecoder(tokenizer)
+    counted.prompt_tokens = len(ids)
+    started = time.perf_counter()
+    logits, state = model.forward(ids, state)
+    token = sampler.choose(logits)
+    counted.prefill_s = time.perf_counter() - started
+    started = time.perf_counter()
+    for count in range(1, max_tokens + 1):
+        if ends and token == END_OF_TEXT:
+            break
+        counted.tokens, counted.decode_s = count, time.perf_counter() - started
+        yield Piece(token, stream.push(token))
+        if count == max_tokens:
+            break
+        if sampling.is_greedy:
+            token = model.greedy(token, state)
+        else:
+            logits, state = model.forward([token], state)
+            token = sampler.choose(logits)
+    if tail := stream.flush():
+        yield Piece(token, tail)

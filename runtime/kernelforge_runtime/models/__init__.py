@@ -1,0 +1,16 @@
+"""RWKV models: one file per version, found by its name; the file that recognises a checkpoint runs it."""
+
+from kernelforge_runtime.models.base import ModelConfig, ModelFile
+from kernelforge_runtime.models.model import Model, load_model
+from kernelforge_runtime.models.reference import Reference, load_reference
+from kernelforge_runtime.models.registry import recognise
+
+__all__ = [
+    "Model",
+    "ModelConfig",
+    "ModelFile",
+    "Reference",
+    "load_model",
+    "load_reference",
+    "recognise",
+]

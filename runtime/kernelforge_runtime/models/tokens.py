@@ -1,0 +1,30 @@
+"""Token ids are checked before they reach a device that would read out of bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelforge_runtime.errors import ModelError
+
+
+def check_tokens(tokens: Sequence[int], vocab: int) -> NDArray[np.uint32]:
+    """The ids as uint32 [T].
+
+    Raises:
+        ModelError: there are none, or one is not in 0 to vocab - 1.
+    """
+    if len(tokens) == 0:
+        raise ModelError("no tokens to run: give at least one")
+    ids = np.asarray(tokens)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ModelError(f"tokens must be whole numbers in one list, found {ids.dtype} {ids.shape}")
+    outside = (ids < 0) | (ids >= vocab)
+    if outside.any():
+        where = int(np.argmax(outside))
+        raise ModelError(
+            f"token {int(ids[where])} at position {where}: this model's ids are 0 to {vocab - 1}"
+        )
+    return ids.astype(np.uint32)
