@@ -126,9 +126,23 @@ def test_the_header_has_one_canonical_form(tmp_path: Path) -> None:
         with_header(stripped.replace(b'_sha256":', b'_sha256":"x","more":')),
         with_header(b"{}"),
         struct.pack("<Q", 2**63) + kernels[8:],
+        struct.pack("<Q", length + 1) + header + b" " + body,
+        with_header(stripped.replace(b"[0,1312]", b"[4,1316]"), b"\0\0\0\0" + body),
     ):
         write(tmp_path, manifest, changed)
         refused(tmp_path, "kernels.safetensors|manifest.json")
+
+
+def test_modules_out_of_order_are_refused() -> None:
+    one, two = SAXPY, with_constant(1)
+    kernels = kernels_for(b"", [one, two])
+    start, _, spans = container.read_header(kernels)
+    header = kernels[8:start].decode()
+    first, second = (name for name, _, _ in spans)
+    swapped = header.replace(first, "?").replace(second, first).replace("?", second)
+    body = kernels[start + len(one) :] + kernels[start : start + len(one)]
+    with pytest.raises(BundleError, match="out of order"):
+        container.read_container(kernels[:8] + swapped.encode() + body)
 
 
 def test_a_module_is_named_by_its_sha256(tmp_path: Path) -> None:
