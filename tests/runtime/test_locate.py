@@ -48,6 +48,16 @@ def test_the_ladder_goes_from_exact_to_generic(tuned: Path) -> None:
         assert "\n" not in located.reason
 
 
+def test_any_sign_of_another_driver_counts(tuned: Path) -> None:
+    for other in (
+        replace(DEVICE, driver_version=101),
+        replace(DEVICE, driver_info="1.0.1"),  # the version number alone does not always tell
+        replace(DEVICE, driver_name="free"),
+        replace(DEVICE, features=DEVICE.features | {"float16"}),
+    ):
+        assert locate(other, search=[tuned]).match is BundleMatch.OTHER_DRIVER
+
+
 def test_another_capability_class_is_not_similar(tuned: Path) -> None:
     for other in (
         replace(SIBLING, features=SIBLING.features | {"float16"}),

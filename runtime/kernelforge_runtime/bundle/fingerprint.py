@@ -148,9 +148,11 @@ class Fingerprint:
             return BundleMatch.GENERIC
         other = Fingerprint.of(device)
         if (self.slug, self.vendor_id) == (other.slug, other.vendor_id):
+            # driver_info too: software devices give 1 as the version of every driver.
+            names = ("device_id", "driver_name", "driver_info", "driver_version")
             same = all(
                 getattr(self, name) == getattr(other, name)
-                for name in ("device_id", "driver_name", "driver_version", "subgroup", "features")
+                for name in (*names, "subgroup", "features")
             )
             return BundleMatch.EXACT if same else BundleMatch.OTHER_DRIVER
         if self.capability_class == other.capability_class:
