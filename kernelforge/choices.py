@@ -61,7 +61,9 @@ def refuses_unpadded(problem: Problem) -> str | None:
     return None
 
 
-def random_route(rows: int, slots: int, slot_size: int, k: int, rng: np.random.Generator) -> NDArray[Any]:
+def random_route(
+    rows: int, slots: int, slot_size: int, k: int, rng: np.random.Generator
+) -> NDArray[Any]:
     """A random route [rows / 32, 4] of u32: input offset, row stride, epilogue, 0."""
     route = np.zeros((rows // ROUTE_ROWS, 4), np.uint32)
     route[:, 0] = rng.integers(0, slots, len(route)) * slot_size

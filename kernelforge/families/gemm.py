@@ -23,6 +23,7 @@ from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
 from kernelforge_runtime.dtypes import BF16, F16, F32, U32, DType, decode, encode
 
+
 def _rows(p: Mapping[str, Any]) -> int:
     """Rows of one workgroup."""
     return int(p["BM"] if p["FORM"] == "tile" else p["WORKGROUP"] * p["TM"])
@@ -39,9 +40,7 @@ def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
             Binding("out_y", F32, ("T", "M"), "readwrite"),
         ),
         push_constants=(PushConstant("M"), PushConstant("K"), PushConstant("T")),
-        grid=Grid(
-            x=(CeilDiv("M", _rows(p)),), y=(CeilDiv("T", p["BT"] if tiled else p["TT"]),)
-        ),
+        grid=Grid(x=(CeilDiv("M", _rows(p)),), y=(CeilDiv("T", p["BT"] if tiled else p["TT"]),)),
         workgroup=p["WORKGROUP"],
         subgroup=0 if tiled else p["WORKGROUP"],
         addressing=addressing(p),
@@ -98,7 +97,9 @@ GEMM = KernelFamily(
     dims=("M", "K", "S", "T"),
     precisions=(F16, BF16, F32),
     space=Space(
-        Choice("FORM", ("tile", "broadcast"), default="tile", needs={"broadcast": "subgroup_shuffle"}),
+        Choice(
+            "FORM", ("tile", "broadcast"), default="tile", needs={"broadcast": "subgroup_shuffle"}
+        ),
         Choice("WORKGROUP", (4, 8, 16, 32, 64, 128, 256), default=64),
         Choice("BM", (16, 32), default=32),
         Choice("BT", (8, 16, 32, 64), default=32),
@@ -108,13 +109,18 @@ GEMM = KernelFamily(
         Choice("UNPACK", ("half", "shift"), default="half"),
         ADDRESS,
         Constraint("the form's shape holds", lambda p, d: _shape_holds(p)),
-        Constraint("BT is a multiple of TT", lambda p, d: p["FORM"] != "tile" or p["BT"] % p["TT"] == 0),
+        Constraint(
+            "BT is a multiple of TT", lambda p, d: p["FORM"] != "tile" or p["BT"] % p["TT"] == 0
+        ),
         Constraint(
             "one subgroup, rows within one route block",
             lambda p, d: (
                 p["FORM"] == "tile"
-                or (d.subgroup_min <= p["WORKGROUP"] <= d.subgroup_max and p["WORKGROUP"] >= 8
-                    and p["WORKGROUP"] * p["TM"] <= ROUTE_ROWS)
+                or (
+                    d.subgroup_min <= p["WORKGROUP"] <= d.subgroup_max
+                    and p["WORKGROUP"] >= 8
+                    and p["WORKGROUP"] * p["TM"] <= ROUTE_ROWS
+                )
             ),
         ),
         Constraint("accumulators fit the registers", lambda p, d: p["TM"] * p["TT"] <= 64),

@@ -23,6 +23,7 @@ from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
 from kernelforge_runtime.dtypes import BF16, F16, F32, U32, DType, decode, encode
 
+
 def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     """Bindings, grid and workgroup of one variant."""
     groups = p["WORKGROUP"] // p["LANES"]

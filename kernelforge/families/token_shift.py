@@ -52,7 +52,7 @@ def oracle(
     given: Mapping[str, NDArray[Any]],
     constants: Mapping[str, float],
 ) -> Arrays:
-    """x + (x_before - x) mix; the carry is the last token."""
+    """X + (x_before - x) mix; the carry is the last token."""
     x = given["in_x"].astype(np.float64)
     before = np.concatenate([given["carry"][None], x[:-1]])
     mixed = x + (before - x) * given["mix_by"].astype(np.float64)[:, None, :]

@@ -112,7 +112,7 @@ WKV7 = KernelFamily(
             "lanes stay inside a subgroup",
             lambda p, d: (
                 p["LANES"] == 1
-                or p["LANES"] < p["WORKGROUP"] and p["LANES"] <= d.subgroup_min
+                or (p["LANES"] < p["WORKGROUP"] and p["LANES"] <= d.subgroup_min)
                 or d.subgroup_min <= p["LANES"] == p["WORKGROUP"] <= d.subgroup_max
             ),
         ),

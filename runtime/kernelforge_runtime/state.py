@@ -45,7 +45,9 @@ class State:
         self._residence: Residence | None = None
 
     @classmethod
-    def zero(cls, version: str, shapes: Mapping[str, tuple[int, ...]], dtype: Any = np.float32) -> State:
+    def zero(
+        cls, version: str, shapes: Mapping[str, tuple[int, ...]], dtype: Any = np.float32
+    ) -> State:
         """The state before the first token."""
         return cls(version, {name: np.zeros(shape, dtype) for name, shape in shapes.items()})
 
@@ -94,7 +96,9 @@ class State:
         except OSError as error:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
-            raise ModelError(f"state {target} was not written: {error.strerror}; use another path") from error
+            raise ModelError(
+                f"state {target} was not written: {error.strerror}; use another path"
+            ) from error
 
     @classmethod
     def load(

@@ -56,5 +56,7 @@ class Grid:
             axes = [tuple(CeilDiv(str(dim), int(div)) for dim, div in axis) for axis in data]
             x, y, z = axes
         except (TypeError, ValueError) as error:
-            raise PlanError(f"grid {data!r}: expected three lists of [dimension, divisor]") from error
+            raise PlanError(
+                f"grid {data!r}: expected three lists of [dimension, divisor]"
+            ) from error
         return cls(x, y, z)

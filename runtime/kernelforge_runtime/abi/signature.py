@@ -98,7 +98,9 @@ class Signature:
         out = bytearray()
         for constant in self.push_constants:
             if constant.name not in values:
-                raise PlanError(f"push constant {constant.name} has no value; have {sorted(values)}")
+                raise PlanError(
+                    f"push constant {constant.name} has no value; have {sorted(values)}"
+                )
             value = values[constant.name]
             if constant.dtype == F32:
                 out += struct.pack("<f", value)
@@ -126,7 +128,9 @@ class Signature:
         """Reads what `to_json` wrote; a wrong form raises PlanError."""
         try:
             if data["addressing"] not in ("descriptor", "address"):
-                raise PlanError(f"addressing {data['addressing']!r}: expected descriptor or address")
+                raise PlanError(
+                    f"addressing {data['addressing']!r}: expected descriptor or address"
+                )
             return cls(
                 bindings=tuple(
                     Binding(str(name), DTYPES[dtype], _shape(shape), _access(access))
@@ -143,7 +147,9 @@ class Signature:
                 fixed=tuple(sorted((str(n), _count(v)) for n, v in data["fixed"].items())),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"signature has a wrong form: {type(error).__name__}: {error}") from error
+            raise PlanError(
+                f"signature has a wrong form: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _size(term: str, dims: Mapping[str, int]) -> int:
@@ -155,7 +161,9 @@ def _shape(shape: Any) -> tuple[str | int, ...]:
     for term in shape:
         number = isinstance(term, int) and not isinstance(term, bool) and term > 0
         if not number and not (isinstance(term, str) and _TERM.fullmatch(term)):
-            raise PlanError(f"binding shape {shape!r}: expected sizes and dimensions like M or M/32")
+            raise PlanError(
+                f"binding shape {shape!r}: expected sizes and dimensions like M or M/32"
+            )
     return tuple(shape)
 
 

@@ -17,7 +17,9 @@ PREFIX = "rwkv"
 @cache
 def model_files() -> dict[str, ModelFile]:
     """Every `rwkv*.py` of this folder by name; each holds a ModelFile called MODEL."""
-    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name.startswith(PREFIX))
+    names = sorted(
+        m.name for m in pkgutil.iter_modules(package.__path__) if m.name.startswith(PREFIX)
+    )
     return {n: importlib.import_module(f"{package.__name__}.{n}").MODEL for n in names}
 
 

@@ -171,7 +171,12 @@ class Rwkv7:
                 ]
             ),
             ffn_value=ops.matrix(
-                [Part(block + "ffn.value.weight", read.matrix(block + "ffn.value.weight", width, ffn))]
+                [
+                    Part(
+                        block + "ffn.value.weight",
+                        read.matrix(block + "ffn.value.weight", width, ffn),
+                    )
+                ]
             ),
         )
 
@@ -188,7 +193,9 @@ class Rwkv7:
             y = ops.rwkv7_readout(y, s, lora, layer.readout, GROUP_NORM_EPS)
             x = ops.linear(y, layer.output, add_to=x)
 
-            shifted = ops.token_shift(ops.layer_norm(x, *layer.ln2), "shift", 2 * i + 1, layer.ffn_mix)
+            shifted = ops.token_shift(
+                ops.layer_norm(x, *layer.ln2), "shift", 2 * i + 1, layer.ffn_mix
+            )
             k = ops.linear(shifted, layer.ffn_key)
             x = ops.linear(k, layer.ffn_value, add_to=x)
         x = ops.layer_norm(x, *weights.ln_out, last=not full_output)
@@ -203,7 +210,9 @@ def _norm(ops: OpSet, read: TensorReader, name: str, width: int) -> tuple[Any, A
 def _two(read: TensorReader, name: str, shape: tuple[int, ...] | None = None) -> tuple[int, int]:
     found = tuple(shape) if shape is not None else read.shape(name)
     if len(found) != 2 or min(found) < 1:
-        raise ModelError(f"{read.checkpoint.path}: {name} has shape {list(found)}, expected two axes")
+        raise ModelError(
+            f"{read.checkpoint.path}: {name} has shape {list(found)}, expected two axes"
+        )
     return found[0], found[1]
 
 

@@ -57,7 +57,9 @@ class NumpyOps:
         return self._round(rows)
 
     def _round(self, weight: NDArray[np.float32]) -> Array:
-        exact = weight if self.weights == F32 else decode(encode(weight, self.weights), self.weights)
+        exact = (
+            weight if self.weights == F32 else decode(encode(weight, self.weights), self.weights)
+        )
         return exact.astype(self.dtype)
 
     def embedding(self, table: Array) -> Array:

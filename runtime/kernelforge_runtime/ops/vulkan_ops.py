@@ -131,7 +131,9 @@ class VulkanOps:
             with np.errstate(over="ignore"):
                 halves = encode(weight, F16)
             if not np.isfinite(halves).all():
-                raise ModelError(f"{name} does not fit f16 (a value is beyond 65504): use bf16 or f32")
+                raise ModelError(
+                    f"{name} does not fit f16 (a value is beyond 65504): use bf16 or f32"
+                )
             return halves
         return encode(weight, self.weights)
 
@@ -271,7 +273,12 @@ class VulkanOps:
         return out
 
     def _gemv(
-        self, operands: dict[str, Operand], matrix: DeviceMatrix, slots: int, token: int, tokens: int
+        self,
+        operands: dict[str, Operand],
+        matrix: DeviceMatrix,
+        slots: int,
+        token: int,
+        tokens: int,
     ) -> None:
         """One token's products, in as many pieces as the binding limit asks for."""
         row_bytes = self.weights.nbytes(matrix.k)
@@ -302,7 +309,9 @@ class VulkanOps:
         for row, count, part in matrix.parts:
             offset = part.slot * tokens * columns + part.column
             if part.column + matrix.k > columns and len(x.shape) == 2:
-                raise PlanError(f"{part.name}: column {part.column} + {matrix.k} is beyond {columns}")
+                raise PlanError(
+                    f"{part.name}: column {part.column} + {matrix.k} is beyond {columns}"
+                )
             code = _CODES["add" if add else part.activation]
             blocks = slice(row // ROUTE_ROWS, -(-(row + count) // ROUTE_ROWS))
             route[blocks, 0], route[blocks, 2] = offset, code

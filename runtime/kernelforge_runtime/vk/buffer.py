@@ -29,7 +29,9 @@ class Buffer:
         mapped: the memory as uint8 where the host can see it, else None.
     """
 
-    def __init__(self, device: Device, nbytes: int, name: str = "", host_visible: bool = False) -> None:
+    def __init__(
+        self, device: Device, nbytes: int, name: str = "", host_visible: bool = False
+    ) -> None:
         if nbytes <= 0:
             raise DeviceError(f"buffer {name!r} of {nbytes} bytes: a buffer has at least one byte")
         self.device, self.name = device, name

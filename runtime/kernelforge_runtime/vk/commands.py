@@ -101,9 +101,7 @@ class CommandBuffer:
         lib.vkCmdBindPipeline(self.handle, 1, pipeline.handle)
         if descriptors is not None:
             sets = ffi.new("VkDescriptorSet[1]", [descriptors])
-            lib.vkCmdBindDescriptorSets(
-                self.handle, 1, pipeline.layout, 0, 1, sets, 0, ffi.NULL
-            )
+            lib.vkCmdBindDescriptorSets(self.handle, 1, pipeline.layout, 0, 1, sets, 0, ffi.NULL)
         if push:
             lib.vkCmdPushConstants(
                 self.handle, pipeline.layout, 0x20, 0, len(push), ffi.from_buffer(push)
@@ -145,9 +143,7 @@ class CommandBuffer:
             DeviceLostError: the device was lost, or did not finish in time.
         """
         device = self.device
-        result = device.lib.vkWaitForFences(
-            device.handle, 1, self._fences, 1, int(timeout_s * 1e9)
-        )
+        result = device.lib.vkWaitForFences(device.handle, 1, self._fences, 1, int(timeout_s * 1e9))
         if result == 2:
             raise DeviceLostError(
                 f"running {self.name!r} on {device.info.name}: not done after {timeout_s:g} s; "
@@ -174,6 +170,9 @@ class CommandBuffer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()

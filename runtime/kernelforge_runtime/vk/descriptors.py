@@ -27,7 +27,10 @@ class DescriptorPool:
         info.sType = lib.VK_STRUCTURE_TYPE_DESCRIPTOR_POOL_CREATE_INFO
         info.maxSets, info.poolSizeCount, info.pPoolSizes = sets, 1, sizes
         out = ffi.new("VkDescriptorPool*")
-        check(lib.vkCreateDescriptorPool(device.handle, info, ffi.NULL, out), "making a descriptor pool")
+        check(
+            lib.vkCreateDescriptorPool(device.handle, info, ffi.NULL, out),
+            "making a descriptor pool",
+        )
         self.handle: Any = out[0]
         device.track("descriptor pool", self)
 
@@ -65,6 +68,8 @@ class DescriptorPool:
     def close(self) -> None:
         """Releases the pool with all its sets; a second call does nothing."""
         if self.handle is not None:
-            self.device.lib.vkDestroyDescriptorPool(self.device.handle, self.handle, self.device.ffi.NULL)
+            self.device.lib.vkDestroyDescriptorPool(
+                self.device.handle, self.handle, self.device.ffi.NULL
+            )
             self.handle = None
             self.device.untrack("descriptor pool", self)

@@ -140,7 +140,12 @@ class Device:
         if host_visible:
             wishes = [mapped | _HOST_CACHED, mapped]
         elif shared:
-            wishes = [_DEVICE_LOCAL | mapped | _HOST_CACHED, _DEVICE_LOCAL | mapped, _DEVICE_LOCAL, 0]
+            wishes = [
+                _DEVICE_LOCAL | mapped | _HOST_CACHED,
+                _DEVICE_LOCAL | mapped,
+                _DEVICE_LOCAL,
+                0,
+            ]
         else:
             wishes = [_DEVICE_LOCAL, 0]
         for wish in wishes:
@@ -187,7 +192,10 @@ class Device:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 

@@ -137,7 +137,9 @@ class Instance:
         check(self.lib.vkEnumerateInstanceVersion(version), "reading the Vulkan version")
         if version[0] < (1 << 22 | 2 << 12):
             major, minor = version[0] >> 22, version[0] >> 12 & 0x3FF
-            raise DeviceError(f"the Vulkan loader is version {major}.{minor}; 1.2 or later is needed")
+            raise DeviceError(
+                f"the Vulkan loader is version {major}.{minor}; 1.2 or later is needed"
+            )
         return int(min(version[0], 1 << 22 | 3 << 12))
 
     def _layers(self) -> list[str]:

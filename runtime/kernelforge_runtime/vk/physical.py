@@ -36,7 +36,9 @@ class PhysicalDevice:
         ffi, lib = self.ffi, self.lib
         count = ffi.new("uint32_t*")
         doing = "listing device extensions"
-        check(lib.vkEnumerateDeviceExtensionProperties(self.handle, ffi.NULL, count, ffi.NULL), doing)
+        check(
+            lib.vkEnumerateDeviceExtensionProperties(self.handle, ffi.NULL, count, ffi.NULL), doing
+        )
         found = ffi.new("VkExtensionProperties[]", max(count[0], 1))
         check(lib.vkEnumerateDeviceExtensionProperties(self.handle, ffi.NULL, count, found), doing)
         return frozenset(ffi.string(found[i].extensionName).decode() for i in range(count[0]))
@@ -73,7 +75,9 @@ class PhysicalDevice:
         lib.vkGetPhysicalDeviceProperties(self.handle, plain)
         version = int(plain.apiVersion)
         modern = version >= (1 << 22 | 2 << 12)
-        controlled = version >= (1 << 22 | 3 << 12) or "VK_EXT_subgroup_size_control" in self.extensions
+        controlled = (
+            version >= (1 << 22 | 3 << 12) or "VK_EXT_subgroup_size_control" in self.extensions
+        )
 
         size_control = ffi.new("VkPhysicalDeviceSubgroupSizeControlProperties*")
         size_control.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES
@@ -157,7 +161,9 @@ class PhysicalDevice:
             "int64": all_features.features.shaderInt64,
             "storage16": v11.storageBuffer16BitAccess,
             "storage8": v12.storageBuffer8BitAccess,
-            "subgroup_size_control": v13.subgroupSizeControl if is_13 else sizes.subgroupSizeControl,
+            "subgroup_size_control": v13.subgroupSizeControl
+            if is_13
+            else sizes.subgroupSizeControl,
         }
         return [name for name, value in offered.items() if value]
 

@@ -47,7 +47,9 @@ class Pipeline:
             needs.add("buffer_device_address")
         missing = sorted(needs - info.features)
         if missing:
-            raise DeviceError(f"{self.module.name} needs {', '.join(missing)}: {info.name} has none of it")
+            raise DeviceError(
+                f"{self.module.name} needs {', '.join(missing)}: {info.name} has none of it"
+            )
         size = self.module.signature.subgroup
         if size and size != info.subgroup_size and not self._sized(size):
             raise DeviceError(
@@ -105,7 +107,11 @@ class Pipeline:
             info.layout = self.layout
             name = ffi.new("char[]", b"main")
             info.stage.sType = lib.VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO
-            info.stage.stage, info.stage.module, info.stage.pName = _COMPUTE_STAGE, shader_out[0], name
+            info.stage.stage, info.stage.module, info.stage.pName = (
+                _COMPUTE_STAGE,
+                shader_out[0],
+                name,
+            )
             size = module.signature.subgroup
             if size and self._sized(size):
                 required = ffi.new("VkPipelineShaderStageRequiredSubgroupSizeCreateInfo*")

@@ -42,7 +42,10 @@ class PipelineCache:
         blob = ffi.from_buffer(self._loaded) if self._loaded else ffi.NULL
         create.pInitialData = blob
         out = ffi.new("VkPipelineCache*")
-        check(lib.vkCreatePipelineCache(device.handle, create, ffi.NULL, out), "making a pipeline cache")
+        check(
+            lib.vkCreatePipelineCache(device.handle, create, ffi.NULL, out),
+            "making a pipeline cache",
+        )
         self.handle: Any = out[0]
 
     def _read(self) -> bytes:
@@ -107,5 +110,7 @@ class PipelineCache:
         """Saves and releases the cache; a second call does nothing."""
         if self.handle is not None:
             self.save()
-            self.device.lib.vkDestroyPipelineCache(self.device.handle, self.handle, self.device.ffi.NULL)
+            self.device.lib.vkDestroyPipelineCache(
+                self.device.handle, self.handle, self.device.ffi.NULL
+            )
             self.handle = None

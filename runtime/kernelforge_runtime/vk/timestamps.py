@@ -38,16 +38,27 @@ class TimestampPool:
         ffi, lib, device = self.device.ffi, self.device.lib, self.device
         size = self._ticks.nbytes
         result = lib.vkGetQueryPoolResults(
-            device.handle, self.handle, 0, self.count, size, ffi.from_buffer(self._ticks), 8, 0x1 | 0x2
+            device.handle,
+            self.handle,
+            0,
+            self.count,
+            size,
+            ffi.from_buffer(self._ticks),
+            8,
+            0x1 | 0x2,
         )
         check(result, "reading timestamps")
         mask = np.uint64((1 << device.info.timestamp_bits) - 1)
-        elapsed = (self._ticks - self._ticks[0]) & mask  # a counter that wrapped once still counts right
+        elapsed = (
+            self._ticks - self._ticks[0]
+        ) & mask  # a counter that wrapped once still counts right
         return elapsed.astype(np.float64) * device.info.timestamp_period_ns
 
     def close(self) -> None:
         """Releases the pool; a second call does nothing."""
         if self.handle is not None:
-            self.device.lib.vkDestroyQueryPool(self.device.handle, self.handle, self.device.ffi.NULL)
+            self.device.lib.vkDestroyQueryPool(
+                self.device.handle, self.handle, self.device.ffi.NULL
+            )
             self.handle = None
             self.device.untrack("timestamp pool", self)

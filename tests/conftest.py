@@ -1,0 +1,84 @@
+"""Devices, data and skip reasons that tests share; the whole run is validated where it can be."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+SWIFTSHADER = ROOT / ".setup" / "swiftshader" / "vk_swiftshader_icd.json"
+LAYERS = Path("/usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json")
+DEVICES = ("llvmpipe", "swiftshader")
+
+# Before anything opens a device: both software devices are listed, and calls are validated.
+if SWIFTSHADER.is_file() and "VK_DRIVER_FILES" not in os.environ:
+    os.environ.setdefault("VK_ADD_DRIVER_FILES", str(SWIFTSHADER))
+if LAYERS.is_file():
+    os.environ.setdefault("KERNELFORGE_VALIDATION", "1")
+os.environ.setdefault("KERNELFORGE_DEVICE", "llvmpipe")
+
+from kernelforge_runtime.errors import DeviceError  # noqa: E402
+from kernelforge_runtime.vk import open_device  # noqa: E402
+from kernelforge_runtime.vk.device import VALIDATION_MESSAGES  # noqa: E402
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="rewrite the golden files")
+
+
+@pytest.fixture
+def update_golden(request):
+    return request.config.getoption("--update-golden")
+
+
+_open = {}
+
+
+def opened(name):
+    """The device of this name, opened once per test run; skips where it is not there."""
+    if name not in _open:
+        try:
+            _open[name] = open_device(name)
+        except DeviceError as error:
+            pytest.skip(f"no device {name}: {error}")
+    return _open[name]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """Each software device in turn."""
+    return opened(request.param)
+
+
+@pytest.fixture
+def llvmpipe():
+    """Mesa's software device: the one that speed does not matter on least."""
+    return opened("llvmpipe")
+
+
+@pytest.fixture
+def shared():
+    """The folder of real weights and golden vectors; skips where it is not there."""
+    if not SHARED.is_dir():
+        pytest.skip(
+            "no ../shared/data beside the checkout: real weights and golden vectors are there"
+        )
+    return SHARED
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+def pytest_sessionfinish(session):
+    for device in _open.values():
+        device.close()
+    if VALIDATION_MESSAGES:
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        reporter.write_line(f"validation layer: {len(VALIDATION_MESSAGES)} messages", red=True)
+        for message in VALIDATION_MESSAGES[:10]:
+            reporter.write_line(message)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
