@@ -50,6 +50,8 @@ class Effort:
         samples: at most this many; fewer once the median is known to 1 %.
         total_ns: stop sampling after this long.
         quick: samples after which a slow variant may be given up.
+        setup_s: a variant whose first run takes longer is not wanted, however fast it is then:
+            every start of a model would wait for the driver to compile it.
     """
 
     sample_ns: float = 2e6
@@ -58,6 +60,7 @@ class Effort:
     samples: int = 10
     total_ns: float = 100e6
     quick: int = 3
+    setup_s: float = 5.0
 
 
 class Timer:
@@ -231,10 +234,17 @@ class Bench:
         try:
             found = self.check(module)
             blank = replace(
-                blank, max_error=found.max_error, tolerance=found.tolerance, seed=found.seed
+                blank,
+                max_error=found.max_error,
+                tolerance=found.tolerance,
+                seed=found.seed,
+                setup_s=round(found.run_s, 3),
             )
             if not found.ok:
                 return replace(blank, outcome=Outcome.WRONG_RESULT, reason=found.reason)
+            if found.run_s > self.effort.setup_s:
+                reason = f"the first run took {found.run_s:.1f} s; at most {self.effort.setup_s:g}"
+                return replace(blank, outcome=Outcome.REJECTED, reason=reason)
             started, limit = time.monotonic(), TIMEOUT_S
             return self._time(blank, module, incumbent_ns)
         except DeviceLostError as error:

@@ -41,6 +41,7 @@ class Measurement:
         max_error: largest absolute error of the verification run; NaN where none was made.
         tolerance: what was allowed at the place of that error.
         seed: of the verification inputs.
+        setup_s: seconds that the first run took, the driver's own compiling included.
         phase: "trial" while searching, "final" for the interleaved re-measurement of the best.
         note: free text, e.g. "early stop" or "same SPIR-V as ...".
         device: slug of the device.
@@ -62,6 +63,7 @@ class Measurement:
     max_error: float = math.nan
     tolerance: float = math.nan
     seed: int = 0
+    setup_s: float = 0.0
     glsl_sha256: str = ""
     template_sha256: str = ""
     spirv_sha256: str = ""

@@ -18,8 +18,9 @@ that the result is stored in. Integer results must be equal.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ class Verification:
         where: binding and index of that place, e.g. `y[0, 17]`.
         seed: of the inputs: the check can be repeated with it.
         reason: one line; empty where ok.
+        run_s: seconds the run took, what the driver compiles at a first run included.
     """
 
     ok: bool
@@ -61,6 +63,7 @@ class Verification:
     where: str
     seed: int
     reason: str = ""
+    run_s: float = 0.0
 
 
 def reduction_length(problem: Mapping[str, int], shape: tuple[str | int, ...]) -> int:
@@ -181,12 +184,11 @@ class Verifier:
         signature = module.signature
         buffers = self._workspace.load(signature, self.problem, self._inputs)
         dispatch = Dispatch(module, self.problem, buffers, self._constants)
-        plan = Plan(self._device, [dispatch], name=module.name)
-        try:
+        started = time.monotonic()
+        with Plan(self._device, [dispatch], name=module.name) as plan:
             plan.run(timeout_s=VERIFY_TIMEOUT_S)
-        finally:
-            plan.close()
-        return self._judge(signature, seed)
+        run_s = time.monotonic() - started
+        return replace(self._judge(signature, seed), run_s=run_s)
 
     def _draw(self, seed: int) -> None:
         if seed == self._seed:

@@ -1,0 +1,79 @@
+"""Budgets and the problems they are shared among."""
+
+from __future__ import annotations
+
+import pytest
+
+from kernelforge.errors import TuneError
+from kernelforge.tune.budget import Budget, Deadline, share
+from kernelforge.tune.problems import collect_tasks
+from kernelforge_runtime.abi.problem import Problem
+from tests.toolkit.small_family import small_family
+
+
+def test_a_profile_gives_trials_and_seconds() -> None:
+    assert Budget.of("quick") == Budget(40, 300.0, "quick")
+    assert Budget.of("full").trials > Budget.of("quick").trials
+
+
+def test_asking_for_trials_lifts_the_limit_of_time() -> None:
+    assert Budget.of("quick", trials=500).seconds is None
+    assert Budget.of("quick", seconds=10).trials == 40
+    assert Budget.of("quick", trials=5, seconds=10) == Budget(5, 10, "quick")
+
+
+@pytest.mark.parametrize(("trials", "seconds"), [(0, None), (-1, None), (5, 0.0), (5, -3.0)])
+def test_a_budget_of_nothing_is_refused(trials: int, seconds: float | None) -> None:
+    with pytest.raises(TuneError, match="use"):
+        Budget(trials, seconds)
+
+
+def test_an_unknown_profile_is_refused_by_name() -> None:
+    with pytest.raises(TuneError, match="quick, full"):
+        Budget.of("slow")
+
+
+def test_a_deadline_counts_down_and_without_a_limit_never_ends() -> None:
+    now = [0.0]
+    deadline = Deadline(10.0, clock=lambda: now[0])
+    now[0] = 4.0
+    assert deadline.left_s == 6.0
+    now[0] = 11.0
+    assert deadline.reached
+    assert not Deadline(None).reached
+
+
+def test_heavier_problems_get_more_time_and_all_of_it_is_given_out() -> None:
+    left, given = 100.0, []
+    weights = [8.0, 1.0, 1.0]
+    for i in range(3):
+        part = share(left, weights[i:])
+        assert part is not None
+        given.append(part)
+        left -= part
+    assert sum(given) == pytest.approx(100.0)
+    assert given[0] > 2 * given[1]
+    assert min(given) > 5.0
+
+
+def test_tasks_are_added_up_heaviest_first_and_near_ones_are_one() -> None:
+    family = small_family()
+    found = [
+        ("small", "f32", Problem(M=64, K=64), 2),
+        ("small", "f32", Problem(M=1024, K=64), 1),
+        ("small", "f32", Problem(M=64, K=64), 3),
+        ("small", "f32", Problem(M=1000, K=64), 4),
+    ]
+    tasks = collect_tasks(found, {"small": family})
+    assert [(t.problem, t.calls) for t in tasks] == [
+        (Problem(M=1000, K=64), 5),
+        (Problem(M=64, K=64), 5),
+    ]
+
+
+def test_an_unknown_family_or_precision_is_a_named_error() -> None:
+    family = small_family()
+    with pytest.raises(TuneError, match="not known"):
+        collect_tasks([("other", "f32", Problem(M=1, K=1), 1)], {"small": family})
+    with pytest.raises(TuneError, match="it has f32"):
+        collect_tasks([("small", "f16", Problem(M=1, K=1), 1)], {"small": family})

@@ -1,0 +1,156 @@
+"""The sampler over an enumerated set: no ask is wasted, and it finds good ones soon."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from kernelforge.errors import TuneError
+from kernelforge.tune.acquisition import Encoded, Proposer, Strategy
+from kernelforge.tune.sampler import ABANDONED, EnumeratedSampler, ExhaustedError
+
+SPACES = Path(__file__).parents[2] / ".." / "shared" / "data" / "spaces"
+
+
+def grid() -> list[dict[str, Any]]:
+    """A constrained space of 200 with numbers, a flag and a word."""
+    return [
+        {"WORKGROUP": w, "ROWS": r, "VEC": v, "FAST": f, "REDUCE": kind}
+        for w, r, v, f, kind in itertools.product(
+            (16, 32, 64, 128, 256), (1, 2, 4, 8), (1, 2, 4), (False, True), ("tree", "sub", "none")
+        )
+        if w * r <= 512 and not (f and v == 1)
+    ]
+
+
+def landscape(config: dict[str, Any]) -> float:
+    """Time with one best place and parameters that matter unlike; positive."""
+    time = 10.0
+    time *= 1 + 0.3 * abs(np.log2(config["WORKGROUP"] / 64))
+    time *= 1 + 0.5 * abs(np.log2(config["ROWS"] / 4))
+    time *= {1: 1.6, 2: 1.2, 4: 1.0}[config["VEC"]]
+    time *= {"tree": 1.1, "sub": 1.0, "none": 1.5}[config["REDUCE"]]
+    return float(time * (0.9 if config["FAST"] else 1.0))
+
+
+def search(
+    sampler: EnumeratedSampler, trials: int, study: optuna.Study | None = None
+) -> list[dict[str, Any]]:
+    study = study or optuna.create_study(sampler=sampler)
+    asked = []
+    for _ in range(trials):
+        trial = study.ask(sampler.space)
+        asked.append(trial.params)
+        study.tell(trial, landscape(trial.params))
+    return asked
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def test_every_ask_is_valid_and_new_until_all_are_tried() -> None:
+    configs = grid()[:60]
+    sampler = EnumeratedSampler(configs)
+    study = optuna.create_study(sampler=sampler)
+    asked = search(sampler, len(configs), study)
+    assert all(params in configs for params in asked)
+    assert len({json.dumps(p, sort_keys=True) for p in asked}) == len(configs)
+    with pytest.raises(ExhaustedError, match="60"):
+        study.ask(sampler.space)
+
+
+def test_the_default_and_warm_starts_come_first() -> None:
+    configs = grid()
+    first = [configs[40], configs[7], {"WORKGROUP": 3}]
+    asked = search(EnumeratedSampler(configs, first), 3)
+    assert asked[:2] == first[:2]
+
+
+@pytest.mark.parametrize("strategy", ["mixed", "gp", "tpe"])
+def test_it_comes_within_five_percent_of_the_best_in_thirty_asks(strategy: Strategy) -> None:
+    configs = grid()
+    best = min(map(landscape, configs))
+    reached = []
+    for seed in range(5):
+        asked = search(EnumeratedSampler(configs, strategy=strategy, seed=seed), 30)
+        reached.append(best / min(map(landscape, asked)))
+    assert np.median(reached) >= 0.95
+
+
+def test_the_same_seed_gives_the_same_search() -> None:
+    one, two = (search(EnumeratedSampler(grid(), seed=5), 20) for _ in range(2))
+    assert one == two
+
+
+def test_failures_are_not_asked_again_and_abandoned_trials_are() -> None:
+    configs = grid()[:3]
+    sampler = EnumeratedSampler(configs, first=configs)
+    study = optuna.create_study(sampler=sampler)
+    failed = study.ask(sampler.space)
+    study.tell(failed, state=TrialState.FAIL)
+    killed = study.ask(sampler.space)
+    killed.set_user_attr(ABANDONED, "killed")
+    study.tell(killed, state=TrialState.FAIL)
+    assert study.ask(sampler.space).params == killed.params == configs[1]
+
+
+def test_a_history_of_failures_only_is_searched_on() -> None:
+    proposer = Proposer(grid())
+    seen: dict[int, float | None] = {}
+    for number in range(40):
+        index = proposer.propose(seen, np.random.default_rng(number))
+        assert index is not None
+        assert index not in seen
+        seen[index] = float("inf")
+
+
+def test_an_empty_set_is_a_named_error() -> None:
+    with pytest.raises(TuneError, match="nothing to tune"):
+        EnumeratedSampler([])
+
+
+def test_numbers_are_ordered_and_words_are_all_alike_far() -> None:
+    encoded = Encoded([{"A": 1, "R": "x"}, {"A": 2, "R": "y"}, {"A": 8, "R": "z"}])
+    everything = np.arange(3)
+    number, word = encoded.distances(everything, everything)
+    assert number[0, 1] < number[0, 2]
+    assert word[0, 1] == word[0, 2] == word[1, 2] == 1.0
+
+
+def recorded(name: str) -> tuple[list[dict[str, Any]], np.ndarray[Any, np.dtype[np.float64]]]:
+    path = SPACES / name
+    if not path.is_file():
+        pytest.skip(f"recorded spaces are not here: {path}")
+    with np.load(path) as data:
+        times = np.median(data["times_ms"], axis=1).astype(np.float64)
+        keys = [str(k) for k in data["keys"]]
+        rows = data["configs"]
+    good = np.isfinite(times)
+    configs = [dict(zip(keys, map(int, row), strict=True)) for row in rows[good]]
+    return configs, times[good]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "bar"), [("GEMM_A100.npz", 0.95), ("GEMM_V100.npz", 0.90)])
+def test_recorded_gpu_spaces_are_nearly_solved_in_fifty_measurements(name: str, bar: float) -> None:
+    configs, times = recorded(name)
+    reached = []
+    for seed in range(10):
+        proposer = Proposer(configs)
+        seen: dict[int, float | None] = {}
+        for number in range(50):
+            index = proposer.propose(seen, np.random.default_rng([seed, number]))
+            assert index is not None
+            assert index not in seen
+            seen[index] = float(times[index])
+        reached.append(times.min() / min(t for t in seen.values() if t is not None))
+    assert np.median(reached) >= bar
