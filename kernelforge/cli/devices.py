@@ -1,0 +1,95 @@
+"""Lists the Vulkan devices of this machine and the bundle that each would use."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from kernelforge.cli.output import Output
+from kernelforge_runtime.abi.device_info import DeviceInfo
+from kernelforge_runtime.bundle import BundleMatch, locate
+from kernelforge_runtime.errors import BundleError, DeviceError
+from kernelforge_runtime.vk import list_devices
+
+HEADERS = (
+    "#", "name", "type", "driver", "subgroup", "float16", "int8", "coopmat", "BDA", "memory",
+    "bundle",
+)  # fmt: skip
+EXACTNESS = {
+    BundleMatch.EXACT: "exact",
+    BundleMatch.OTHER_DRIVER: "other driver",
+    BundleMatch.SIMILAR_DEVICE: "similar device",
+    BundleMatch.OTHER_DEVICE: "other device",
+    BundleMatch.GENERIC: "generic",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """This verb has no options of its own."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table."""
+    output = Output(args)
+    found = list_devices()
+    if not found:
+        raise DeviceError(
+            "no Vulkan device: the loader found no driver; install one "
+            "(apt-get install mesa-vulkan-drivers) or run on the CPU with --device cpu"
+        )
+    bundles = [_bundle(info) for info in found]
+    rows = [
+        _row(i, info, bundle) for i, (info, bundle) in enumerate(zip(found, bundles, strict=True))
+    ]
+    output.table(HEADERS, rows)
+    for bundle in bundles:
+        if bundle["match"] != "exact":
+            output.note(bundle["reason"])
+    described = [
+        {"index": i, "slug": info.slug, **info.to_json(), "bundle": bundle}
+        for i, (info, bundle) in enumerate(zip(found, bundles, strict=True))
+    ]
+    output.document({"devices": described})
+    return 0
+
+
+def _bundle(info: DeviceInfo) -> dict[str, Any]:
+    """Which bundle the device would use: path, how exact, and why."""
+    if info.api_version < (1, 2, 0):
+        version = ".".join(map(str, info.api_version))
+        reason = f"{info.name}: Vulkan {version} only; 1.2 is needed"
+        return {"path": None, "match": "none", "reason": reason}
+    try:
+        located = locate(info)
+    except BundleError as error:
+        return {"path": None, "match": "none", "reason": str(error)}
+    return {
+        "path": located.bundle_path,
+        "match": EXACTNESS[located.match],
+        "reason": located.reason,
+    }
+
+
+def _row(index: int, info: DeviceInfo, bundle: dict[str, Any]) -> list[str]:
+    size = str(info.subgroup_size)
+    if info.subgroup_min != info.subgroup_max:
+        size = f"{info.subgroup_min} to {info.subgroup_max}"
+    features = ("float16", "int8", "cooperative_matrix", "buffer_device_address")
+    path = bundle["path"]
+    return [
+        str(index),
+        info.name,
+        info.device_type,
+        f"{info.driver_name} {info.driver_info}".strip(),
+        size,
+        *("yes" if feature in info.features else "no" for feature in features),
+        f"{info.memory_bytes / 2**30:.1f} GiB",
+        _named(path, bundle["match"]),
+    ]
+
+
+def _named(path: Path | None, match: str) -> str:
+    if path is None:
+        return "none"
+    return path.name if path.name == match else f"{path.name} ({match})"

@@ -1,0 +1,127 @@
+"""The options that several verbs share, each spelled and explained once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kernelforge_runtime.abi.problem import Problem
+
+
+class UsageError(Exception):
+    """The options do not go together: exit code 2."""
+
+
+def _problem(text: str) -> Problem:
+    from kernelforge_runtime.abi.problem import Problem
+    from kernelforge_runtime.errors import PlanError
+
+    try:
+        return Problem.parse(text)
+    except PlanError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up, for `type=`."""
+    value = int(text) if text.isascii() and text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number from 0 up, for `type=`."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+SHARED: dict[str, dict[str, Any]] = {
+    "device": {
+        "metavar": "DEVICE",
+        "help": "Vulkan device: index, part of its name, or UUID (default: the best one)",
+    },
+    "bundle": {
+        "metavar": "FOLDER",
+        "help": "bundle of kernels, or a folder of bundles (default: the best one for the device)",
+    },
+    "weights": {
+        "metavar": "FORMAT",
+        "default": "f16",
+        "help": "how weights are kept on the device: f32, bf16 or f16 (default: f16)",
+    },
+    "family": {"metavar": "NAME", "help": "kernel family, e.g. gemv"},
+    "precision": {"metavar": "TYPE", "help": "element type of the weights, e.g. f16"},
+    "problem": {
+        "metavar": "M=..,K=..",
+        "type": _problem,
+        "help": "dimensions of one problem, e.g. M=4096,K=4096,S=1",
+    },
+    "out": {"metavar": "FOLDER", "help": "folder to write to"},
+    "seed": {"metavar": "N", "type": count, "help": "makes random choices repeatable"},
+    "trials": {"metavar": "N", "type": positive, "help": "variants to try per problem, at most"},
+    "seconds": {"metavar": "S", "type": _seconds, "help": "time to spend in all, at most"},
+    "journal": {
+        "metavar": "FOLDER",
+        "help": "where measurements are kept (default: the user's data folder, by device)",
+    },
+}
+COMMON: dict[str, dict[str, Any]] = {
+    "json": {"action": "store_true", "help": "print one JSON document instead of text"},
+    "quiet": {"action": "store_true", "help": "no progress, no notes: results and errors only"},
+    "verbose": {"action": "store_true", "help": "also log what happens, and trace errors"},
+}
+
+
+def add(parser: argparse.ArgumentParser, *names: str, **changed: Any) -> None:
+    """Adds shared options by name; keywords such as `help=` or `default=` replace parts of them."""
+    for name in names:
+        parser.add_argument(f"--{name}", **{**SHARED[name], **changed})
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that every verb has, unless the verb has already done so."""
+    for name, details in COMMON.items():
+        if f"--{name}" not in parser._option_string_actions:
+            parser.add_argument(f"--{name}", **details)
+
+
+def journal_folder(given: str | None, slug: str) -> Path:
+    """Where the measurements of a device are kept: `given`, or in the user's data folder."""
+    from kernelforge_runtime.resources import xdg_dir
+
+    if given is not None:
+        return Path(given)
+    return xdg_dir("XDG_DATA_HOME", ".local/share") / "tuning" / slug
+
+
+def require_writable(folder: str | os.PathLike[str], option: str) -> Path:
+    """The folder, made if need be, once a file could be written there.
+
+    Raises:
+        OSError: it cannot be written; the message names the option to change.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"kernelforge")
+    except OSError as error:
+        why = f"{path}: cannot be written: {error.strerror}; choose another folder with {option}"
+        raise OSError(error.errno, why) from None
+    return path

@@ -1,0 +1,239 @@
+"""Continues a prompt with a model: on a Vulkan device, or with NumPy (--device cpu)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kernelforge.cli import options
+from kernelforge.cli.options import UsageError
+from kernelforge.cli.output import Output
+from kernelforge.cli.trace import trace_step
+from kernelforge_runtime.bundle import KernelSet
+from kernelforge_runtime.engine.generate import Statistics, generate
+from kernelforge_runtime.errors import ModelError
+from kernelforge_runtime.models import Model, Reference, load_model, load_reference
+from kernelforge_runtime.state import State
+from kernelforge_runtime.text import Sampling, load_tokenizer
+from kernelforge_runtime.vk import open_device
+
+CPU = "cpu"
+"""The device name that stands for NumPy."""
+SAMPLING = ("temperature", "top_p", "top_k", "presence", "frequency", "decay", "seed")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `run` takes."""
+    parser.add_argument("model", metavar="MODEL", help="a .safetensors or .pth file")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="text to continue")
+    parser.add_argument(
+        "--prompt-file", metavar="FILE", help="read the prompt from here; - is stdin"
+    )
+    parser.add_argument("--prompt-ids", metavar="1,2,..", help="the prompt as token ids")
+    parser.add_argument(
+        "--tokens",
+        metavar="N",
+        type=options.positive,
+        default=100,
+        help="tokens to generate, at most (default: 100)",
+    )
+    choice = parser.add_argument_group("choice of tokens (defaults: those of the official package)")
+    choice.add_argument(
+        "--temperature", metavar="X", type=float, help="0 takes the likeliest (1.0)"
+    )
+    choice.add_argument(
+        "--top-p", metavar="X", type=float, help="keep this much probability (0.85)"
+    )
+    choice.add_argument("--top-k", metavar="N", type=int, help="keep at most N tokens (all)")
+    choice.add_argument("--presence", metavar="X", type=float, help="penalty once chosen (0.2)")
+    choice.add_argument("--frequency", metavar="X", type=float, help="penalty per choice (0.2)")
+    choice.add_argument("--decay", metavar="X", type=float, help="how penalties fade (0.996)")
+    options.add(choice, "seed")
+    choice.add_argument(
+        "--greedy", action="store_true", help="always the likeliest token: --temperature 0"
+    )
+    options.add(
+        parser,
+        "device",
+        help="Vulkan device: index, part of its name, or UUID; or cpu for NumPy (default: the best)",
+    )
+    options.add(parser, "bundle")
+    options.add(parser, "weights", default=None, help=_WEIGHTS)
+    parser.add_argument(
+        "--tokenizer",
+        metavar="T",
+        default="auto",
+        help="auto (by the vocabulary's size), world, bytes, or a .json or .txt file",
+    )
+    parser.add_argument("--load-state", metavar="FILE", help="go on from a saved state")
+    parser.add_argument("--save-state", metavar="FILE", help="save the state after the last token")
+    parser.add_argument("--stats", action="store_true", help="say how fast it was, on stderr")
+    parser.add_argument(
+        "--trace", action="store_true", help="time every dispatch of one more token, on stderr"
+    )
+
+
+_WEIGHTS = "how weights are kept: f32, bf16 or f16 (default: f16; on the cpu f32)"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Streams the text."""
+    output = Output(args)
+    prompt = _prompt(args)
+    sampling = _sampling(args)
+    started = time.perf_counter()
+    with _loaded(args) as (model, kernels):
+        load_s = time.perf_counter() - started
+        if kernels is not None and kernels.located is not None and args.stats:
+            output.note(kernels.located.reason)
+        state = model.load_state(args.load_state) if args.load_state else model.new_state()
+        tokenizer = load_tokenizer(args.tokenizer, model.config.vocab)
+        counted = Statistics()
+        tokens, text = [], []
+        for piece in generate(model, prompt, args.tokens, sampling, tokenizer, state, counted):
+            tokens.append(piece.token)
+            text.append(piece.text)
+            if not output.json:
+                print(piece.text, end="", flush=True)
+        tokens = tokens[: counted.tokens]  # the last piece may be text alone
+        if text and not "".join(text).endswith("\n"):
+            output.text()
+        stats = _statistics(model, kernels, counted, load_s)
+        if args.stats:
+            _print_stats(output, stats)
+        last = tokens[-1] if tokens else 0
+        traced = _trace(args, output, model, state, last)
+        if args.save_state:
+            _save(args.save_state, model, state, last, len(tokens) == args.tokens)
+        output.document(
+            {
+                "model": args.model,
+                "text": "".join(text),
+                "tokens": tokens,
+                "stats": stats,
+                **({"trace": traced} if traced is not None else {}),
+            }
+        )
+    return 0
+
+
+def _prompt(args: argparse.Namespace) -> str | list[int]:
+    given = [v for v in (args.prompt, args.prompt_file, args.prompt_ids) if v is not None]
+    if len(given) != 1:
+        raise UsageError("give one prompt: PROMPT, --prompt-file FILE or --prompt-ids 1,2,..")
+    if args.prompt_ids is not None:
+        try:
+            return [int(part) for part in args.prompt_ids.split(",")]
+        except ValueError:
+            raise UsageError(
+                f"--prompt-ids {args.prompt_ids!r}: expected whole numbers like 510,3158"
+            ) from None
+    if args.prompt_file is None:
+        return str(args.prompt)
+    try:
+        data = (
+            sys.stdin.buffer.read()
+            if args.prompt_file == "-"
+            else Path(args.prompt_file).read_bytes()
+        )
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(
+            f"prompt {args.prompt_file}: byte {error.start} is not UTF-8; convert the text first"
+        ) from None
+
+
+def _sampling(args: argparse.Namespace) -> Sampling:
+    chosen = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    if args.greedy:
+        if chosen.get("temperature"):
+            raise UsageError("--greedy and --temperature do not go together")
+        chosen["temperature"] = 0.0
+    return Sampling(**chosen)
+
+
+@contextmanager
+def _loaded(args: argparse.Namespace) -> Iterator[tuple[Model | Reference, KernelSet | None]]:
+    """The model, and the kernels that it runs with."""
+    if args.device == CPU:
+        if args.bundle or args.trace:
+            raise UsageError("--device cpu runs in NumPy: it has no --bundle and no --trace")
+        with load_reference(args.model, weights=args.weights or "f32") as reference:
+            yield reference, None
+        return
+    if not Path(args.model).exists():  # said before a device is looked for
+        raise ModelError(f"{args.model}: no such file: check the path")
+    with open_device(args.device) as device:
+        kernels = KernelSet.open(device.info, args.bundle)
+        with load_model(args.model, device, kernels, args.weights or "f16") as model:
+            yield model, kernels
+
+
+def _statistics(
+    model: Model | Reference, kernels: KernelSet | None, counted: Statistics, load_s: float
+) -> dict[str, Any]:
+    stats: dict[str, Any] = {
+        **asdict(counted),
+        "prefill_tok_per_s": counted.prefill_tok_per_s,
+        "decode_tok_per_s": counted.decode_tok_per_s,
+        "load_s": load_s,
+        "version": model.config.version,
+        "weights": model.weights.name,
+        "device": "NumPy",
+        "state_bytes": model.new_state().nbytes,
+    }
+    if isinstance(model, Model):
+        stats["device"] = model.device.info.name
+        stats["device_bytes"] = model.weight_bytes
+        stats["kernels"] = {match.value: n for match, n in model.matches().items()}
+    if kernels is not None:
+        stats["bundles"] = [bundle.path for bundle in kernels.bundles]
+    return stats
+
+
+def _print_stats(output: Output, stats: dict[str, Any]) -> None:
+    output.note(
+        f"{stats['version']} {stats['weights']} on {stats['device']}; loaded in "
+        f"{stats['load_s']:.2f} s; state {stats['state_bytes'] / 1e6:.2f} MB"
+        + (f"; weights {stats['device_bytes'] / 1e6:.1f} MB" if "device_bytes" in stats else "")
+    )
+    output.note(
+        f"prefill {stats['prompt_tokens']:>6} tokens {stats['prefill_s']:8.3f} s "
+        f"{stats['prefill_tok_per_s']:9.1f} tok/s"
+    )
+    output.note(
+        f"decode  {stats['tokens']:>6} tokens {stats['decode_s']:8.3f} s "
+        f"{stats['decode_tok_per_s']:9.1f} tok/s"
+    )
+    if "kernels" in stats:
+        parts = ", ".join(f"{n} {kind}" for kind, n in stats["kernels"].items())
+        output.note(f"kernels of one token: {parts}")
+
+
+def _trace(
+    args: argparse.Namespace, output: Output, model: Model | Reference, state: State, token: int
+) -> Sequence[dict[str, Any]] | None:
+    if not args.trace or not isinstance(model, Model):
+        return None
+    steps = trace_step(model, state, token)
+    if not steps:
+        output.note(f"no trace: {model.device.info.name} has no timestamps on its queue")
+    for step in steps:
+        output.note(step.line())
+    if steps:
+        total = sum(step.ns for step in steps)
+        output.note(f"{len(steps)} dispatches, {total / 1e3:.1f} us in all")
+    return [step.to_json() for step in steps]
+
+
+def _save(path: str, model: Model | Reference, state: State, last: int, pending: bool) -> None:
+    """Saves the state after the whole text; `pending`: the last token has not been run yet."""
+    if pending:
+        model.forward([last], state)
+    state.save(path)
