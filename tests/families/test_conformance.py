@@ -7,8 +7,6 @@ there is. New families are picked up by their file's name.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -23,12 +21,10 @@ from kernelforge.render import render
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.spirv import check_module
 from kernelforge_runtime.dtypes import DType
-from kernelforge_runtime.errors import DeviceError
-from kernelforge_runtime.vk import Device, list_devices, open_device
+from kernelforge_runtime.vk import Device
 
 RANDOM_VARIANTS = 3
 CEILINGS = {family.name: family for family in (READ, COPY, FMA)}
-DEVICES = ("llvmpipe", "swiftshader")
 
 CASES = [
     pytest.param(name, precision.name, id=f"{name}-{precision}")
@@ -39,33 +35,6 @@ CASES = [
 
 def family_of(name: str) -> KernelFamily:
     return CEILINGS[name] if name in CEILINGS else get_family(name)
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[dict[str, Device]]:
-    """Devices by the name they were asked for; opened when first needed, kept for the module."""
-    with ExitStack() as stack:
-        devices: dict[str, Device] = {}
-
-        class Opened(dict[str, Device]):
-            def __missing__(self, fragment: str) -> Device:
-                self[fragment] = stack.enter_context(open_device(fragment))
-                return self[fragment]
-
-        devices = Opened()
-        yield devices
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest, opened: dict[str, Device]) -> Device:
-    fragment = request.param
-    try:
-        present = [info.name for info in list_devices()]
-    except DeviceError as error:
-        pytest.skip(f"no Vulkan here: {error}")
-    if not any(fragment in name.lower() for name in present):
-        pytest.skip(f"no device named like {fragment}: there are {', '.join(present)}")
-    return opened[fragment]
 
 
 def chosen(

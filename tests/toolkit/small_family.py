@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kernelforge.compile import find_compiler
+from kernelforge.errors import CompileError
 from kernelforge.family import Arrays, KernelFamily
 from kernelforge.space import Choice, Constraint, Space
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
 from kernelforge_runtime.dtypes import F32, DType
-from numpy.typing import NDArray
 
 
 def signature(precision: DType, params: Mapping[str, Any]) -> Signature:
@@ -72,3 +76,11 @@ def small_family(faults: tuple[str, ...] = ("none",), **changes: Any) -> KernelF
         "cost": cost,
     }
     return KernelFamily(**{**declared, **changes})
+
+
+def needs_compiler() -> None:
+    """Skips the test, saying why, where there is no GLSL compiler."""
+    try:
+        find_compiler()
+    except CompileError as error:
+        pytest.skip(f"no GLSL compiler: {error}")
