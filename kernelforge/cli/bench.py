@@ -1,0 +1,312 @@
+"""Measures prefill and decode in tokens per second.
+
+pp256 is prefill of a prompt of 256 tokens, tg64 is decoding of 64 tokens, one by one. With
+--compare-bundle two bundles take turns, and the ratio of each pair says how much one is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kernelforge import __version__
+from kernelforge.cli import options
+from kernelforge.cli.bench_tables import document, percent, print_csv, print_tables
+from kernelforge.cli.options import UsageError
+from kernelforge.cli.output import Output
+from kernelforge.cli.progress import ProgressBar
+from kernelforge.report.bench_journal import BENCH_FILE, BenchRecord, append_bench
+from kernelforge_runtime.errors import KernelForgeError
+
+if TYPE_CHECKING:
+    from kernelforge.cli.model_bench import Samples, Subject
+    from kernelforge.measure.baseline import Ceilings
+    from kernelforge_runtime.bundle import KernelSet
+    from kernelforge_runtime.vk import Device
+
+CPU = "cpu"
+GENERIC = "generic"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this verb's options."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=".pth or .safetensors file")
+    parser.add_argument(
+        "--shape",
+        metavar="NAME",
+        help="in place of a file: random weights of a released size (v7-0.1b, v7-0.4b, v7-1.5b, "
+        "v7-2.9b) or of any, e.g. L12.C768.V65536",
+    )
+    options.add(
+        parser,
+        "weights",
+        type=_names,
+        help="weight formats, separated by commas (default: f16)",
+    )
+    options.add(
+        parser,
+        "device",
+        help="Vulkan device: index, part of its name, or UUID; cpu: NumPy, without Vulkan "
+        "(default: the best one)",
+    )
+    options.add(parser, "bundle")
+    parser.add_argument(
+        "--compare-bundle",
+        metavar="FOLDER",
+        help="a second bundle, run in turns with the first; generic: the one that is not tuned",
+    )
+    parser.add_argument(
+        "--pp",
+        type=_sizes,
+        default=(32, 256),
+        metavar="T,..",
+        help="prompts (default: 32,256; 0: none)",
+    )
+    parser.add_argument(
+        "--tg",
+        type=_sizes,
+        default=(64,),
+        metavar="T,..",
+        help="tokens to decode (default: 64; 0: none)",
+    )
+    parser.add_argument(
+        "--reps", type=options.positive, default=5, metavar="N", help="repetitions (default: 5)"
+    )
+    parser.add_argument("--csv", action="store_true", help="print CSV instead of tables")
+    options.add(parser, "journal")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints, and adds the results to the device's journal."""
+    if (args.model is None) == (args.shape is None):
+        raise UsageError("give a MODEL file, or --shape for random weights of a size")
+    if args.json and args.csv:
+        raise UsageError("--json and --csv do not go together")
+    if not args.pp and not args.tg:
+        raise UsageError("nothing to measure: --pp and --tg are both 0")
+    if args.device == CPU and (args.bundle or args.compare_bundle):
+        raise UsageError("--device cpu has no kernels: bundles need a Vulkan device")
+    output = Output(args)
+    path = _model_file(args, output)
+    _check(path, args.weights)
+    if args.device == CPU:
+        records, ceilings = _run_reference(args, path, output), None
+    else:
+        records, ceilings = _run_device(args, path, output)
+    if args.csv:
+        print_csv(records)
+    else:
+        print_tables(output, records)
+    output.document(document(records, ceilings))
+    return 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """`32,256`; `0` for none."""
+    found = dict.fromkeys(options.count(part.strip()) for part in text.split(","))
+    if max(found) > 1 << 16:
+        raise argparse.ArgumentTypeError(f"{max(found)} tokens: at most {1 << 16}")
+    return tuple(size for size in found if size)
+
+
+def _model_file(args: argparse.Namespace, output: Output) -> Path:
+    if args.model is not None:
+        return Path(args.model)
+    from kernelforge.convert.random_model import random_model
+    from kernelforge.resources import cache_dir
+
+    folder = cache_dir() / "models"
+    output.note(f"{args.shape}: random weights, kept in {folder}")
+    return random_model(args.shape, folder)
+
+
+def _check(path: Path, weights: Sequence[str]) -> None:
+    """Finds out what is wrong before anything is measured."""
+    from kernelforge_runtime.models import recognise
+    from kernelforge_runtime.models.formats import weight_format
+    from kernelforge_runtime.weights import open_checkpoint
+
+    for name in weights:
+        weight_format(name)
+    with open_checkpoint(path) as checkpoint:
+        recognise(checkpoint).read_config(checkpoint)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all records of one run have in common."""
+
+    path: Path
+    time: str
+    tests: tuple[tuple[str, int], ...]
+    repetitions: int
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, path: Path) -> _Run:
+        tests = [("pp", size) for size in args.pp] + [("tg", size) for size in args.tg]
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return cls(path, now, tuple(tests), args.reps)
+
+
+def _run_reference(args: argparse.Namespace, path: Path, output: Output) -> list[BenchRecord]:
+    """By NumPy: for the sake of comparison, and where there is no Vulkan."""
+    from kernelforge.cli.model_bench import Subject
+    from kernelforge_runtime.models import load_reference
+
+    setting = _Run.of(args, path)
+    records = []
+    known = {"device": "numpy", "device_name": "NumPy", "device_type": CPU, "driver": ""}
+    with ProgressBar(output, "bench") as bar:
+        for weights in args.weights:
+            with load_reference(path, weights=weights) as model:
+                subjects = [Subject("numpy", model)]
+                records += _measure(setting, subjects, weights, [known], bar)
+    return records
+
+
+def _run_device(
+    args: argparse.Namespace, path: Path, output: Output
+) -> tuple[list[BenchRecord], Ceilings | None]:
+    from kernelforge_runtime.vk import open_device
+
+    setting = _Run.of(args, path)
+    records: list[BenchRecord] = []
+    with open_device(args.device) as device:
+        wanted = [args.bundle] + ([args.compare_bundle] if args.compare_bundle else [])
+        kernels = [_kernels(device, bundle) for bundle in wanted]
+        for chosen in kernels:
+            if chosen.located is not None:
+                output.note(chosen.located.reason)
+        folder = options.require_writable(
+            options.journal_folder(args.journal, device.info.slug), "--journal"
+        )
+        ceilings = _ceilings(device, output)
+        with ProgressBar(output, "bench") as bar:
+            for weights in args.weights:
+                with _loaded(path, device, kernels, weights) as subjects:
+                    known = [_device_facts(device, s, ceilings) for s in subjects]
+                    found = _measure(setting, subjects, weights, known, bar)
+                append_bench(folder / BENCH_FILE, found, None if records else ceilings)
+                records += found
+    return records, ceilings
+
+
+def _kernels(device: Device, bundle: str | None) -> KernelSet:
+    from kernelforge_runtime.bundle import KernelSet, locate_generic
+
+    if bundle == GENERIC:
+        return KernelSet.open(device.info, locate_generic(device.info).bundle_path)
+    return KernelSet.open(device.info, bundle)
+
+
+def _ceilings(device: Device, output: Output) -> Ceilings | None:
+    """Measured anew; None, and a note, where there is no compiler to measure with."""
+    try:
+        from kernelforge.measure.baseline import measure_ceilings
+
+        output.note(f"measuring what {device.info.name} can do at best ...")
+        return measure_ceilings(device)
+    except (ImportError, KernelForgeError) as error:
+        output.note(f"no share of bandwidth: it could not be measured ({error})")
+        return None
+
+
+@contextlib.contextmanager
+def _loaded(
+    path: Path, device: Device, kernels: Sequence[KernelSet], weights: str
+) -> Iterator[list[Subject]]:
+    """The model once per bundle."""
+    from kernelforge.cli.model_bench import Subject
+    from kernelforge_runtime.models import load_model
+
+    with contextlib.ExitStack() as stack:
+        yield [
+            Subject(
+                chosen.bundles[0].slug,
+                stack.enter_context(load_model(path, device, chosen, weights)),
+            )
+            for chosen in kernels
+        ]
+
+
+def _device_facts(device: Device, subject: Subject, ceilings: Ceilings | None) -> dict[str, Any]:
+    from kernelforge.cli.model_bench import describe_kernels, touched_bytes
+    from kernelforge_runtime.models import Model
+
+    model, info = subject.model, device.info
+    assert isinstance(model, Model)
+    return {
+        "device": info.slug,
+        "device_name": info.name,
+        "device_type": info.device_type,
+        "driver": f"{info.driver_name} {info.driver_info}".strip(),
+        "bundle": subject.name,
+        "bundle_sha256": model.kernels.bundles[0].sha256,
+        "kernels": describe_kernels(model),
+        "touched_bytes": touched_bytes(model),
+        "dispatches": len(model.calls(1)),
+        "read_gbps": ceilings.read_gbps if ceilings else float("nan"),
+    }
+
+
+def _measure(
+    setting: _Run,
+    subjects: Sequence[Subject],
+    weights: str,
+    known: Sequence[dict[str, Any]],
+    bar: ProgressBar,
+) -> list[BenchRecord]:
+    """Every test on these subjects, as records."""
+    from kernelforge.cli.model_bench import measure
+
+    records = []
+    for number, (test, tokens) in enumerate(setting.tests):
+        bar.show(number, len(setting.tests), f"{weights} {test}{tokens}")
+        found = measure(subjects, test, tokens, setting.repetitions)
+        for subject, facts, samples in zip(subjects, known, found, strict=True):
+            pair = setting.time if len(subjects) > 1 else ""
+            record = _record(setting, subject, weights, f"{test}{tokens}", facts, samples, pair)
+            records.append(record)
+            bar.line(
+                f"{record.model}  {weights:<4}  {record.bundle:<12}  {record.test:<6}  "
+                f"{record.median:10.2f} tok/s  spread {percent(record.spread / record.median)}"
+            )
+    return records
+
+
+def _record(
+    setting: _Run,
+    subject: Subject,
+    weights: str,
+    test: str,
+    facts: dict[str, Any],
+    samples: Samples,
+    pair: str,
+) -> BenchRecord:
+    from kernelforge.cli.model_bench import state_bytes
+
+    config = subject.model.config
+    return BenchRecord(
+        **{"bundle": "", "bundle_sha256": "", "kernels": "NumPy", **facts},
+        time=setting.time,
+        model=setting.path.stem,
+        version=config.version,
+        sizes=f"L{config.layers} C{config.width} V{config.vocab}",
+        parameters=config.parameters,
+        weights=weights,
+        test=test,
+        tok_per_s=tuple(samples.tok_per_s),
+        pair=pair,
+        host_us=samples.host_median_us if test.startswith("tg") else float("nan"),
+        state_bytes=state_bytes(config),
+        kernelforge=__version__,
+    )

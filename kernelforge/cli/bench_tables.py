@@ -1,0 +1,156 @@
+"""What `bench` prints: tables in markdown, CSV, or the document for `--json`."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kernelforge.cli.output import Output
+from kernelforge.measure.statistics import Interval, median, spread
+from kernelforge.report.bench_journal import BenchRecord, paired
+
+if TYPE_CHECKING:
+    from kernelforge.measure.baseline import Ceilings
+
+SPEED_COLUMNS = ("model", "weights", "bundle", "test", "tok/s", "spread", "mean", "least", "most")
+DECODE_COLUMNS = (
+    "weights", "bundle", "host us/token", "weights/token", "GB/s", "of read bandwidth", "state",
+    "dispatches", "kernels",
+)  # fmt: skip
+RATIO_COLUMNS = ("weights", "test", "compared", "ratio", "spread", "95 % interval", "pairs")
+
+Ratio = tuple[BenchRecord, BenchRecord, Interval]
+
+
+def find_ratios(records: Sequence[BenchRecord]) -> list[Ratio]:
+    """(first, second, how many times faster the first is) of records that took turns."""
+    return [
+        (first, second, paired(first, second))
+        for first, second in itertools.pairwise(records)
+        if first.pair and (first.weights, first.test) == (second.weights, second.test)
+    ]
+
+
+def pairs(first: BenchRecord, second: BenchRecord) -> list[float]:
+    """The ratio of each pair."""
+    return [x / y for x, y in zip(first.tok_per_s, second.tok_per_s, strict=True)]
+
+
+def print_tables(output: Output, records: Sequence[BenchRecord]) -> None:
+    """Speeds; what a decoded token costs; the ratio of two bundles."""
+    first = records[0]
+    label = "CPU rasteriser" if first.device_type == "cpu" and first.driver else first.device_type
+    millions = f"{first.parameters / 1e6:.1f} M weights"
+    output.text(f"{first.model}: {first.version} {first.sizes}, {millions}")
+    output.text(f"{first.device_name} ({label}) {first.driver}".rstrip())
+    output.text()
+    _markdown(output, SPEED_COLUMNS, [_speed_row(record) for record in records])
+    decoding = [record for record in records if record.decodes and record.dispatches]
+    if decoding:
+        output.text()
+        _markdown(output, DECODE_COLUMNS, [_decode_row(record) for record in decoding])
+    if ratios := find_ratios(records):
+        output.text()
+        _markdown(output, RATIO_COLUMNS, [_ratio_row(*ratio) for ratio in ratios])
+
+
+def print_csv(records: Sequence[BenchRecord]) -> None:
+    """One line per test and bundle; repetitions in one cell, separated by spaces."""
+    extra = ("median", "mean", "spread")
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([*records[0].to_json(), *extra])
+    for record in records:
+        data = record.to_json()
+        data["tok_per_s"] = " ".join(map(str, data["tok_per_s"]))
+        writer.writerow([*data.values(), *(round(getattr(record, name), 4) for name in extra)])
+
+
+def document(records: Sequence[BenchRecord], ceilings: Ceilings | None) -> dict[str, Any]:
+    """Everything, for `--json`."""
+    return {
+        "ceilings": ceilings.to_json() if ceilings else None,
+        "results": [
+            {
+                **record.to_json(),
+                "median_tok_per_s": record.median,
+                "mean_tok_per_s": record.mean,
+                "spread_tok_per_s": record.spread,
+                "gbps": record.gbps,
+                "read_share": record.read_share,
+            }
+            for record in records
+        ],
+        "ratios": [
+            {
+                "weights": first.weights,
+                "test": first.test,
+                "bundle": first.bundle,
+                "compared_with": second.bundle,
+                "pairs": pairs(first, second),
+                "ratio": ratio.ratio,
+                "low": ratio.low,
+                "high": ratio.high,
+                "spread": spread(pairs(first, second)),
+            }
+            for first, second, ratio in find_ratios(records)
+        ],
+    }
+
+
+def _markdown(output: Output, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(cell) for cell in column) for column in zip(headers, *rows, strict=True)]
+    lines = [headers, ["-" * width for width in widths], *rows]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        output.text(f"| {' | '.join(cells)} |")
+
+
+def _speed_row(record: BenchRecord) -> tuple[str, ...]:
+    return (
+        record.model,
+        record.weights,
+        record.bundle or "-",
+        record.test,
+        f"{record.median:.2f}",
+        percent(record.spread / record.median),
+        f"{record.mean:.2f}",
+        f"{min(record.tok_per_s):.2f}",
+        f"{max(record.tok_per_s):.2f}",
+    )
+
+
+def _decode_row(record: BenchRecord) -> tuple[str, ...]:
+    share = record.read_share
+    return (
+        record.weights,
+        record.bundle,
+        f"{record.host_us:.1f}",
+        f"{record.touched_bytes / 1e6:.2f} MB",
+        f"{record.gbps:.2f}",
+        percent(share) if share == share else "not measured",
+        f"{record.state_bytes / 1e3:.1f} kB",
+        str(record.dispatches),
+        record.kernels,
+    )
+
+
+def percent(share: float) -> str:
+    """A share as people read it."""
+    return f"{100 * share:.1f} %"
+
+
+def _ratio_row(first: BenchRecord, second: BenchRecord, ratio: Interval) -> tuple[str, ...]:
+    found = pairs(first, second)
+    middle = median(found)
+    return (
+        first.weights,
+        first.test,
+        f"{first.bundle} / {second.bundle}",
+        f"{middle:.3f}",
+        percent(spread(found) / middle),
+        f"{ratio.low:.3f} to {ratio.high:.3f}" if len(found) > 1 else "one pair only",
+        " ".join(f"{pair:.3f}" for pair in found),
+    )

@@ -1,0 +1,1 @@
+"""Performance reports: what was measured, as a page, as markdown and as CSV."""
