@@ -75,9 +75,9 @@ def random_route(
 def epilogue(code: int, value: NDArray[Any], before: NDArray[Any]) -> NDArray[Any]:
     """What a route's code does to a product: none, relu squared, tanh, sigmoid, add."""
     if code == 1:
-        return np.maximum(value, 0) ** 2
+        return np.asarray(np.maximum(value, 0) ** 2)
     if code == 2:
-        return np.tanh(value)
+        return np.asarray(np.tanh(value))
     if code == 3:
-        return 1 / (1 + np.exp(-value))
+        return np.asarray(1 / (1 + np.exp(-value)))
     return before + value if code == 4 else value

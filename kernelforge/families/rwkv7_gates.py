@@ -56,7 +56,7 @@ def inputs(problem: Problem, precision: DType, rng: np.random.Generator) -> Arra
 
 
 def _sigmoid(x: NDArray[Any]) -> NDArray[Any]:
-    return 1 / (1 + np.exp(-x))
+    return np.asarray(1 / (1 + np.exp(-x)))
 
 
 def oracle(

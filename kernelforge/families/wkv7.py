@@ -49,7 +49,7 @@ def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
 
 
 def inputs(problem: Problem, precision: DType, rng: np.random.Generator) -> Arrays:
-    """Decays over their whole range; kk of unit length and a = -kk, b = kk * rate, as the model has."""
+    """Decays over their whole range; as in the model kk has unit length, a = -kk, b = kk * rate."""
     t, h, n = (problem[d] for d in "THN")
     r, k, v, kk = rng.standard_normal((4, t, h, n)).astype(np.float32)
     w = np.exp(-0.6065306597 * rng.random((t, h, n))).astype(np.float32)

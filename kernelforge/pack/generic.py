@@ -59,9 +59,8 @@ def _winner(
         for corner in corners:
             checked.append(verify(device, family, precision, module, corner, SEED))
             if not checked[-1].ok:
-                raise PackError(
-                    f"{module.name} is wrong on {device.info.name} for {corner}: {checked[-1].reason}"
-                )
+                why = checked[-1].reason
+                raise PackError(f"{module.name} is wrong on {device.info.name} for {corner}: {why}")
     return Winner(
         family=family.name,
         precision=precision.name,

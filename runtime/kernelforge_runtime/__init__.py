@@ -1,4 +1,4 @@
-"""KernelForge's runtime: runs RWKV models with tuned Vulkan kernels. Thin: no compiler, no tuner."""
+"""KernelForge's runtime: runs RWKV models with tuned Vulkan kernels. No compiler, no tuner."""
 
 from __future__ import annotations
 

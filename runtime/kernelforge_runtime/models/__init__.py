@@ -1,4 +1,4 @@
-"""RWKV models: one file per version, found by its name; the file that recognises a checkpoint runs it."""
+"""RWKV models: one file per version, found by name; the one that knows a checkpoint runs it."""
 
 from kernelforge_runtime.models.base import ModelConfig, ModelFile
 from kernelforge_runtime.models.model import Model, load_model

@@ -71,7 +71,8 @@ class Rwkv7:
         heads, head_size = _two(read, "blocks.0.att.r_k", checkpoint.shape("blocks.0.att.r_k"))
         if heads * head_size != width:
             raise ModelError(
-                f"{checkpoint.path}: r_k has {heads} heads of {head_size}, emb.weight is {width} wide"
+                f"{checkpoint.path}: r_k has {heads} heads of {head_size}, "
+                f"emb.weight is {width} wide"
             )
         if width % 32 or head_size not in (16, 32, 64, 128):
             raise ModelError(
@@ -121,7 +122,7 @@ class Rwkv7:
         def square(name: str, slot: int = 0) -> Part:
             return Part(att + name, read.matrix(att + name, width, width), slot)
 
-        # Layer 0 has no value residual; files may carry its tensors all the same, and they mean nothing.
+        # Layer 0 has no value residual; files may carry its tensors, and they mean nothing.
         loras = [c for c in "wavg" if c != "v" or index > 0]
         down, up, column = [], [], 3 * width
         for letter in loras:

@@ -36,7 +36,8 @@ class NumpyOps:
     """
 
     def __init__(self, dtype: DTypeLike = np.float32, weights: DType = F32) -> None:
-        self.dtype, self.weights = np.dtype(dtype), weights
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.weights = weights
         self.state: Mapping[str, Array] = {}
         self.tokens: Array = np.zeros(0, np.int64)
 
@@ -74,14 +75,16 @@ class NumpyOps:
             x = x[-1:]
         centred = x - x.mean(-1, keepdims=True)
         variance = (centred * centred).mean(-1, keepdims=True)
-        return centred / np.sqrt(variance + self.dtype.type(eps)) * weight + bias
+        normed: Array = centred / np.sqrt(variance + self.dtype.type(eps)) * weight + bias
+        return normed
 
     def token_shift(self, x: Array, state: str, index: int, mix: Array) -> Array:
         """[S, T, C]; the carry becomes the last token."""
         carry = self.state[state][index]
         delta = np.concatenate([carry[None], x[:-1]]) - x
         carry[...] = x[-1]
-        return x + delta * mix[:, None, :]
+        mixed: Array = x + delta * mix[:, None, :]
+        return mixed
 
     def linear(self, x: Array, matrix: StackedParts, add_to: Array | None = None) -> Array:
         """[T, rows]; rows between parts are zero."""
@@ -121,7 +124,7 @@ class NumpyOps:
         """The recurrence, token by token, [T, H, N]."""
         r, w, k, v, a, b = s
         memory = self.state[state][index]
-        out = np.empty_like(r)
+        out: Array = np.empty_like(r)
         for t in range(len(r)):
             sa = (memory @ a[t][:, :, None])[..., 0]
             memory *= w[t][:, None, :]
@@ -139,20 +142,20 @@ class NumpyOps:
         normed = centred / np.sqrt(variance + self.dtype.type(eps)) * weight + bias
         bonus = (s[0] * s[2] * r_k).sum(-1, keepdims=True)
         gate = lora.reshape(tokens, 4, heads, size)[:, 3]
-        return ((normed + bonus * s[3]) * gate).reshape(tokens, heads * size)
+        read: Array = (normed + bonus * s[3]) * gate
+        return read.reshape(tokens, heads * size)
 
 
 def sigmoid(x: Array) -> Array:
     """1 / (1 + e^-x) without overflow."""
     half = x.dtype.type(0.5)
-    return half * (1 + np.tanh(half * x))
+    return np.asarray(half * (1 + np.tanh(half * x)))
 
 
 def activate(name: Activation, value: Array) -> Array:
     """A part's activation; the residual of "add" is the caller's business."""
     if name == "relu2":
-        positive = np.maximum(value, 0)
-        return positive * positive
+        return np.square(np.maximum(value, 0))
     if name == "tanh":
-        return np.tanh(value)
+        return np.asarray(np.tanh(value))
     return sigmoid(value) if name == "sigmoid" else value

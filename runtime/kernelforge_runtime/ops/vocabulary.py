@@ -63,7 +63,7 @@ class OpSet(Protocol):
         """Layer norm of every row; with `last`, of the step's last token only, [1, C]."""
 
     def token_shift(self, x: Tensor, state: str, index: int, mix: Vector) -> Tensor:
-        """X + (x_before - x) mix for every mix of [S, C]; entry `index` of `state` is carried on."""
+        """X + (x_before - x) mix for every mix of [S, C]; carries on entry `index` of `state`."""
 
     def linear(self, x: Tensor, matrix: Matrix, add_to: Tensor | None = None) -> Tensor:
         """Every part's product with its slot and columns of x, [T, rows]; `add_to` is added to."""

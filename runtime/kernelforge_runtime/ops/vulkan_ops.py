@@ -1,4 +1,4 @@
-"""The vocabulary on a Vulkan device: weights packed and uploaded once, ops written down as calls."""
+"""The vocabulary on a Vulkan device: weights packed and uploaded once, ops written as calls."""
 
 from __future__ import annotations
 
@@ -124,7 +124,8 @@ class VulkanOps:
 
     def table(self, name: str, rows: NDArray[np.float32]) -> DeviceMatrix:
         """Uploads an embedding table."""
-        return DeviceMatrix(self._upload(self._encode(name, rows)), *rows.shape, (), name)
+        count, width = rows.shape
+        return DeviceMatrix(self._upload(self._encode(name, rows)), count, width, (), name)
 
     def _encode(self, name: str, weight: NDArray[np.float32]) -> NDArray[np.generic]:
         if self.weights == F16:

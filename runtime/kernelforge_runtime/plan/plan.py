@@ -110,7 +110,7 @@ class Plan:
         return float(self._pool.read_ns()[-1])
 
     def dispatch_ns(self) -> list[float]:
-        """Time of each dispatch of the last run; needs `timestamps="each"` and a timestamp clock."""
+        """Time of each dispatch of the last run; needs `timestamps="each"` and that clock."""
         if self._pool is None or self.timing != "each":
             return []
         stamps: NDArray[np.float64] = self._pool.read_ns()

@@ -150,7 +150,8 @@ class Buffer:
     def _bounds(self, offset: int, nbytes: int, verb: str) -> None:
         if offset < 0 or offset + nbytes > self.nbytes:
             raise DeviceError(
-                f"{verb} of {nbytes} bytes at {offset} in buffer {self.name!r}: it has {self.nbytes}"
+                f"{verb} of {nbytes} bytes at {offset} in buffer {self.name!r}: "
+                f"it has {self.nbytes}"
             )
 
     def close(self) -> None:

@@ -40,8 +40,8 @@ _RESULTS = {
 }
 
 NO_LOADER = (
-    "no Vulkan loader on this machine: libvulkan.so.1 was not found; "
-    "install it (apt-get install libvulkan1 mesa-vulkan-drivers) or run on the CPU with --device cpu"
+    "no Vulkan loader on this machine: libvulkan.so.1 was not found; install it "
+    "(apt-get install libvulkan1 mesa-vulkan-drivers) or run on the CPU with --device cpu"
 )
 
 

@@ -1,5 +1,6 @@
-"""The driver's pipeline cache on disk: keyed by device and driver, validated before the driver
-sees it (a damaged blob is undefined behaviour there), rewritten atomically.
+"""The driver's pipeline cache on disk: keyed by device and driver, rewritten atomically.
+
+It is validated before the driver sees it: a damaged blob is undefined behaviour there.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class PipelineCache:
     def __init__(self, device: Device) -> None:
         self.device = device
         info = device.info
-        name = f"{info.vendor_id:04x}-{info.device_id:04x}-{info.driver_version:08x}-{info.pipeline_cache_uuid}"
+        device_name = f"{info.vendor_id:04x}-{info.device_id:04x}"
+        name = f"{device_name}-{info.driver_version:08x}-{info.pipeline_cache_uuid}"
         self.path = xdg_dir("XDG_CACHE_HOME", ".cache") / "pipelines" / f"{name}.bin"
         self._loaded = self._read()
         ffi, lib = device.ffi, device.lib

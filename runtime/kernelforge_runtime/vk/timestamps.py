@@ -49,10 +49,9 @@ class TimestampPool:
         )
         check(result, "reading timestamps")
         mask = np.uint64((1 << device.info.timestamp_bits) - 1)
-        elapsed = (
-            self._ticks - self._ticks[0]
-        ) & mask  # a counter that wrapped once still counts right
-        return elapsed.astype(np.float64) * device.info.timestamp_period_ns
+        # A counter that wrapped once still counts right.
+        elapsed = (self._ticks - self._ticks[0]) & mask
+        return np.asarray(elapsed * device.info.timestamp_period_ns, np.float64)
 
     def close(self) -> None:
         """Releases the pool; a second call does nothing."""
