@@ -39,16 +39,14 @@ def run(args: argparse.Namespace) -> int:
             "(apt-get install mesa-vulkan-drivers) or run on the CPU with --device cpu"
         )
     bundles = [_bundle(info) for info in found]
-    rows = [
-        _row(i, info, bundle) for i, (info, bundle) in enumerate(zip(found, bundles, strict=True))
-    ]
-    output.table(HEADERS, rows)
+    listed = list(zip(found, bundles, strict=True))
+    output.table(HEADERS, [_row(i, *pair) for i, pair in enumerate(listed)])
     for bundle in bundles:
         if bundle["match"] != "exact":
             output.note(bundle["reason"])
     described = [
         {"index": i, "slug": info.slug, **info.to_json(), "bundle": bundle}
-        for i, (info, bundle) in enumerate(zip(found, bundles, strict=True))
+        for i, (info, bundle) in enumerate(listed)
     ]
     output.document({"devices": described})
     return 0

@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kernelforge_runtime.abi.problem import Problem
 
+JOURNAL_FILE = "journal.jsonl"
+"""Every measurement of a tuning run, in its journal folder."""
+STORAGE_FILE = "studies.optuna"
+"""What a search needs to go on, beside the journal."""
+CEILINGS_FILE = "ceilings.json"
+"""What the device can do at best, beside the journal."""
+
 
 class UsageError(Exception):
     """The options do not go together: exit code 2."""
@@ -88,7 +95,7 @@ COMMON: dict[str, dict[str, Any]] = {
 }
 
 
-def add(parser: argparse.ArgumentParser, *names: str, **changed: Any) -> None:
+def add(parser: argparse._ActionsContainer, *names: str, **changed: Any) -> None:
     """Adds shared options by name; keywords such as `help=` or `default=` replace parts of them."""
     for name in names:
         parser.add_argument(f"--{name}", **{**SHARED[name], **changed})

@@ -43,13 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=100,
         help="tokens to generate, at most (default: 100)",
     )
-    choice = parser.add_argument_group("choice of tokens (defaults: those of the official package)")
-    choice.add_argument(
-        "--temperature", metavar="X", type=float, help="0 takes the likeliest (1.0)"
-    )
-    choice.add_argument(
-        "--top-p", metavar="X", type=float, help="keep this much probability (0.85)"
-    )
+    choice = parser.add_argument_group("choice of tokens (default values in brackets)")
+    choice.add_argument("--temperature", metavar="X", type=float, help="0: the likeliest (1.0)")
+    choice.add_argument("--top-p", metavar="X", type=float, help="share to keep (0.85)")
     choice.add_argument("--top-k", metavar="N", type=int, help="keep at most N tokens (all)")
     choice.add_argument("--presence", metavar="X", type=float, help="penalty once chosen (0.2)")
     choice.add_argument("--frequency", metavar="X", type=float, help="penalty per choice (0.2)")
@@ -61,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add(
         parser,
         "device",
-        help="Vulkan device: index, part of its name, or UUID; or cpu for NumPy (default: the best)",
+        help=_DEVICE,
     )
     options.add(parser, "bundle")
     options.add(parser, "weights", default=None, help=_WEIGHTS)
@@ -79,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_DEVICE = "Vulkan device: index, part of its name, or UUID; cpu runs in NumPy (default: the best)"
 _WEIGHTS = "how weights are kept: f32, bf16 or f16 (default: f16; on the cpu f32)"
 
 

@@ -1,0 +1,189 @@
+"""Finds the fastest right kernels for a device, and writes them to a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kernelforge.cli import options
+from kernelforge.cli.options import UsageError
+from kernelforge.cli.output import Output
+from kernelforge.cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from kernelforge.cli.tuning import Tuning
+    from kernelforge.tune.problems import TuneTask
+    from kernelforge.tune.progress import Progress
+    from kernelforge.tune.study import TuneResult
+
+HEADERS = ("family", "type", "problem", "default us", "best us", "speed-up", "of ceiling", "trials")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `tune` takes."""
+    what = parser.add_argument_group("what to tune: the problems of a model, or of one family")
+    what.add_argument("--model", metavar="FILE", help="a .safetensors or .pth file")
+    options.add(what, "weights", help="weight formats to tune for, e.g. f16,bf16 (default: f16)")
+    options.add(what, "family")
+    options.add(what, "precision", help="element type of the weights (default: all of the family)")
+    options.add(what, "problem", help="e.g. M=4096,K=4096,S=1 (default: usual ones of the family)")
+    effort = parser.add_argument_group("how long")
+    effort.add_argument(
+        "--profile",
+        choices=("quick", "full"),
+        default="quick",
+        help="quick: 40 trials per problem, 5 minutes in all; full: 150, 30 minutes "
+        "(default: quick)",
+    )
+    options.add(effort, "trials", "seconds", "seed")
+    options.add(parser, "device")
+    options.add(
+        parser, "out", help="folder of bundles to write to (default: tuned/ of a checkout, else "
+        "the user's data folder)"
+    )  # fmt: skip
+    options.add(parser, "journal")
+    parser.add_argument(
+        "--storage",
+        metavar="URL",
+        help="Optuna storage that several machines may share (default: a file beside the journal)",
+    )
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on with the searches that the storage holds (default); --no-resume starts anew",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tunes, packs, and says what came of it."""
+    output = Output(args)
+    if bool(args.model) == bool(args.family):
+        raise UsageError("give --model FILE, or --family NAME with --problem M=..,K=..")
+    if args.model and (args.problem or args.precision):
+        raise UsageError("--problem and --precision go with --family; a model has its own")
+    if args.storage and not args.resume:
+        raise UsageError("--no-resume does not empty a --storage that others may use; name another")
+    # Here, so that --help needs none of the packages that tuning needs.
+    from kernelforge.cli.tuning import Tuning
+
+    with Tuning(args, output) as tuning:
+        finished: list[TuneResult] = []
+        try:
+            with ProgressBar(output, "tuning") as bar:
+                follow = _Follow(bar, args.verbose, tuning.tasks, finished)
+                tuning.search(follow.trial, follow.result)
+            bundle = tuning.pack(finished)
+            output.table(HEADERS, [_row(tuning, r) for r in finished])
+            output.text(f"bundle:  {bundle}")
+            output.text(f"journal: {tuning.folder / options.JOURNAL_FILE}")
+            check = tuning.check_in_place(bundle) if args.model else None
+        except KeyboardInterrupt:
+            print(
+                f"kernelforge tune: interrupted; {len(finished)} of {len(tuning.tasks)} problems "
+                f"are finished, every trial is kept in {tuning.folder}; the same command goes on",
+                file=sys.stderr,
+            )
+            return 130
+        if check is not None:
+            output.text(check.line())
+        output.text(f"next:    {_next(args, bundle)}")
+        output.document(
+            {
+                "device": tuning.device.info.slug,
+                "bundle": bundle,
+                "journal": tuning.folder / options.JOURNAL_FILE,
+                "ceilings": tuning.ceilings.to_json(),
+                "results": [_result(tuning, r) for r in finished],
+                "in_place": None if check is None else check.to_json(),
+            }
+        )
+    return 0
+
+
+class _Follow:
+    """Turns what the search reports into progress, and keeps its results."""
+
+    def __init__(
+        self,
+        bar: ProgressBar,
+        logged: bool,
+        tasks: Sequence[TuneTask],
+        finished: list[TuneResult],
+    ) -> None:
+        self._bar, self._logged = bar, logged
+        self._problems, self._finished = len(tasks), finished
+        self._width = max(len(str(task)) for task in tasks)
+
+    def trial(self, progress: Progress) -> None:
+        """One finished trial."""
+        head = f"{progress.family} {progress.precision} {progress.problem}"
+        best = f"  best {progress.best_ns / 1e3:.1f} us" if progress.best_ns else ""
+        text = f"[{len(self._finished) + 1}/{self._problems}] {head}{best}"
+        self._bar.show(progress.number, progress.limit, text)
+        if not self._logged:  # --verbose logs the same line
+            self._bar.line(head.ljust(self._width) + progress.line().removeprefix(head))
+
+    def result(self, result: TuneResult) -> None:
+        """One finished problem."""
+        self._finished.append(result)
+        head = f"{result.family} {result.precision} {result.problem}"
+        drift = "; the device drifted meanwhile" if result.drift else ""
+        self._bar.line(
+            f"{head.ljust(self._width)}  done {len(self._finished)}/{self._problems}: "
+            f"default {_us(result.default.median_ns)} us, best {_us(result.best.median_ns)} us, "
+            f"{_times(result.speedup)} times as fast{drift}"
+        )
+
+
+def _us(ns: float) -> str:
+    return "-" if math.isnan(ns) else f"{ns / 1e3:.1f}"
+
+
+def _times(ratio: float) -> str:
+    return "-" if math.isnan(ratio) else f"{ratio:.2f}"
+
+
+def _row(tuning: Tuning, result: TuneResult) -> list[str]:
+    share = tuning.share(result)
+    return [
+        result.family,
+        result.precision,
+        str(result.problem),
+        _us(result.default.median_ns),
+        _us(result.best.median_ns),
+        _times(result.speedup),
+        "-" if math.isnan(share) else f"{100 * share:.0f} %",
+        f"{len(result.trials)}/{result.space_size}",
+    ]
+
+
+def _result(tuning: Tuning, result: TuneResult) -> dict[str, Any]:
+    return {
+        "family": result.family,
+        "precision": result.precision,
+        "problem": str(result.problem),
+        "variant": result.best.variant,
+        "default_variant": result.default.variant,
+        "default_ns": result.default.median_ns,
+        "best_ns": result.best.median_ns,
+        "speedup": result.speedup,
+        "share_of_ceiling": tuning.share(result),
+        "trials": len(result.trials),
+        "space_size": result.space_size,
+        "seconds": result.seconds,
+        "drift": result.drift,
+        "study": result.study,
+    }
+
+
+def _next(args: argparse.Namespace, bundle: Path) -> str:
+    where = f" --bundle {bundle}" if args.out else ""
+    device = f" --device {args.device}" if args.device else ""
+    if args.model:
+        return f"kernelforge bench {args.model}{device}{where}"
+    return f"kernelforge inspect {bundle} --check{device}"

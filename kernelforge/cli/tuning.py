@@ -1,0 +1,220 @@
+"""One tuning run of the command line: which problems, where things are kept, what is packed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from kernelforge.cli import options
+from kernelforge.cli.in_place import InPlace, compare_in_place
+from kernelforge.cli.output import Output
+from kernelforge.compile import compile_variant, find_compiler
+from kernelforge.errors import MeasureError
+from kernelforge.families import get_family, load_families
+from kernelforge.measure.baseline import Ceilings, measure_ceilings
+from kernelforge.measure.roofline import rate
+from kernelforge.pack import Winner, choose, pack, winner
+from kernelforge.pack.generic import generic_winners
+from kernelforge.render import render, template_sha256
+from kernelforge.tune.budget import Budget
+from kernelforge.tune.journal import Journal
+from kernelforge.tune.problems import TuneTask, collect_tasks
+from kernelforge.tune.study import OnProgress, TuneResult, tune_problems
+from kernelforge.variant import Variant
+from kernelforge_runtime.abi.device_info import GENERIC
+from kernelforge_runtime.bundle import KernelSet, locate_generic
+from kernelforge_runtime.errors import BundleError, ModelError, OutOfMemoryError
+from kernelforge_runtime.models import load_model
+from kernelforge_runtime.resources import tuned_output_dir
+from kernelforge_runtime.vk import open_device
+
+log = logging.getLogger(__name__)
+
+SLACK = 0.03
+"""What a problem may lose where that lets it share a module with another one."""
+STEPS = (1, 256)
+"""Tokens of the steps whose problems are tuned: decode, and prefill in chunks."""
+
+
+class Tuning:
+    """Everything that is open while tuning. Use it as a context manager.
+
+    Attributes:
+        device: where it is tuned.
+        tasks: the problems.
+        ceilings: what the device can do at best.
+        folder: where journal and storage are.
+    """
+
+    def __init__(self, args: argparse.Namespace, output: Output) -> None:
+        """Checks all that can be checked before the first measurement.
+
+        Raises:
+            KernelForgeError: no compiler, no device, no such model, family or problem.
+            OSError: a folder cannot be written.
+        """
+        self._args, self._output = args, output
+        self._budget = Budget.of(args.profile, args.trials, args.seconds)
+        self._out = options.require_writable(args.out or tuned_output_dir(), "--out")
+        find_compiler()
+        if args.model and not Path(args.model).exists():
+            raise ModelError(f"{args.model}: no such file: check the path")
+        self._open = ExitStack()
+        try:
+            self.device = self._open.enter_context(open_device(args.device))
+            given = options.journal_folder(args.journal, self.device.info.slug)
+            self.folder = options.require_writable(given, "--journal")
+            self._generic: KernelSet | None = None
+            self.tasks = self._model_tasks() if args.model else self._family_tasks()
+            self.ceilings = self._measured_ceilings()
+        except BaseException:
+            self._open.close()
+            raise
+
+    def __enter__(self) -> Tuning:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.close()
+
+    def search(self, on_progress: OnProgress, on_result: Callable[[TuneResult], Any]) -> None:
+        """Runs every study; see `tune_problems`."""
+        storage = self._args.storage or self.folder / options.STORAGE_FILE
+        if not self._args.resume:
+            _set_aside(self.folder / options.STORAGE_FILE)
+        self._output.note(
+            f"tuning {len(self.tasks)} problems on {self.device.info.name}: at most "
+            f"{self._budget.trials} trials each"
+            + (f", {self._budget.seconds:.0f} s in all" if self._budget.seconds else "")
+            + f"; journal in {self.folder}"
+        )
+        tune_problems(
+            self.device,
+            self.tasks,
+            self._budget,
+            Journal(self.folder / options.JOURNAL_FILE),
+            storage,
+            on_progress,
+            on_result,
+            seed=self._args.seed or 0,
+        )
+
+    def pack(self, results: Sequence[TuneResult]) -> Path:
+        """Writes the winners to the device's bundle, beside what it already holds."""
+        winners = [w for result in results for w in _winners(result)]
+        numbers = {k: v for k, v in self.ceilings.to_json().items() if isinstance(v, float)}
+        return pack(
+            self._out,
+            self.device.info,
+            choose(winners, SLACK),
+            ceilings=numbers,
+            merge=True,
+            template_hashes={n: template_sha256(f) for n, f in load_families().items()},
+        )
+
+    def share(self, result: TuneResult) -> float:
+        """Share of the ceiling that the winner reaches; 1 is as fast as the device allows."""
+        family = get_family(result.family)
+        cost = family.cost(result.problem, family.precision(result.precision))
+        return rate(cost, result.best.median_ns, self.ceilings).share
+
+    def check_in_place(self, bundle: Path) -> InPlace | None:
+        """Decodes a few tokens with the new bundle and with the generic one, in turns."""
+        weights = self._weights()[0]
+        tuned, generic = KernelSet.open(self.device.info, bundle), self._generic_kernels()
+        try:
+            return compare_in_place(self._args.model, self.device, weights, tuned, generic)
+        except OutOfMemoryError as error:
+            self._output.note(f"the model was not run with both bundles side by side: {error}")
+            return None
+
+    def _weights(self) -> list[str]:
+        return [name.strip() for name in self._args.weights.split(",")]
+
+    def _model_tasks(self) -> list[TuneTask]:
+        found = []
+        kernels = self._generic_kernels()
+        for weights in self._weights():
+            with load_model(self._args.model, self.device, kernels, weights) as model:
+                found += model.problems(STEPS)
+        return collect_tasks(found, load_families())
+
+    def _family_tasks(self) -> list[TuneTask]:
+        args = self._args
+        family = get_family(args.family)
+        names = args.precision.split(",") if args.precision else family.precisions
+        problems = (args.problem,) if args.problem else family.default_problems
+        return [TuneTask(family, family.precision(n), p) for n in names for p in problems]
+
+    def _generic_kernels(self) -> KernelSet:
+        """The generic bundle's kernels; made for this run where there is no such bundle.
+
+        They also tell which problems a model has: any kernels would give the same ones.
+        """
+        if self._generic is None:
+            info = self.device.info
+            try:
+                self._generic = KernelSet.open(info, locate_generic(info).bundle_path)
+            except BundleError as error:
+                log.info("%s", error)
+                self._output.note("no generic bundle: making one for this run")
+                with tempfile.TemporaryDirectory(prefix="kernelforge-") as folder:
+                    path = pack(folder, GENERIC, generic_winners([self.device]))
+                    self._generic = KernelSet.open(info, path)
+        return self._generic
+
+    def _measured_ceilings(self) -> Ceilings:
+        """Measured now, or by an earlier run on this device and driver."""
+        path, info = self.folder / options.CEILINGS_FILE, self.device.info
+        driver = f"{info.driver_name} {info.driver_info}".strip()
+        if self._args.resume:
+            try:
+                known = Ceilings.from_json(json.loads(path.read_bytes()))
+                if (known.device, known.driver) == (info.slug, driver):
+                    return known
+            except (OSError, ValueError, TypeError, MeasureError) as error:
+                log.info("ceilings are measured anew: %s", error)
+        self._output.note("measuring what the device can do at best")
+        ceilings = measure_ceilings(self.device)
+        path.write_text(json.dumps(ceilings.to_json(), indent=2) + "\n", encoding="utf-8")
+        return ceilings
+
+
+def _winners(result: TuneResult) -> list[Winner]:
+    """The winner, and finalists so close behind that a bundle may use them in its place."""
+    family = get_family(result.family)
+    default_ns = result.default.median_ns if result.default.ok else 0.0
+    best_ns = result.best.median_ns
+    found = []
+    for final in result.finalists:
+        if not final.ok or not best_ns <= final.median_ns <= best_ns * (1 + SLACK):
+            continue
+        params = family.space.normalise(Variant.parse(final.variant).values)
+        rendered = render(family, result.precision, params)
+        module = compile_variant(family, result.precision, params)
+        # The default may be a finalist that was never a trial: it comes without hashes.
+        measured = replace(
+            final, glsl_sha256=rendered.sha256, template_sha256=rendered.template_sha256
+        )
+        found.append(winner(measured, module, len(result.trials), default_ns))
+    return found
+
+
+def _set_aside(path: Path) -> None:
+    """Renames a file so that a new one can begin, and nothing is lost."""
+    if path.exists():
+        path.rename(path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
