@@ -19,6 +19,7 @@ class Arena:
     def __init__(self, device: Device, name: str, block_bytes: int = BLOCK_BYTES) -> None:
         self.device, self.name, self.block_bytes = device, name, block_bytes
         self._blocks: list[Buffer] = []
+        self._open: Buffer | None = None
         self._used = 0
         self.nbytes = 0
 
@@ -26,14 +27,15 @@ class Arena:
         """A slice of `nbytes` bytes, aligned to 256, filled with zeros when asked for."""
         size = -(-max(nbytes, 16) // ALIGNMENT) * ALIGNMENT
         if size > self.block_bytes:
-            block = self.device.buffer(size, self.name)
-            self._blocks.insert(0, block)
-            piece = block.slice(0, size)
+            whole = self.device.buffer(size, self.name)
+            self._blocks.append(whole)
+            piece = whole.slice(0, size)
         else:
-            if not self._blocks or self._used + size > self._blocks[-1].nbytes:
-                self._blocks.append(self.device.buffer(self.block_bytes, self.name))
+            if self._open is None or self._used + size > self._open.nbytes:
+                self._open = self.device.buffer(self.block_bytes, self.name)
+                self._blocks.append(self._open)
                 self._used = 0
-            piece = self._blocks[-1].slice(self._used, size)
+            piece = self._open.slice(self._used, size)
             self._used += size
         self.nbytes += size
         if zero:
@@ -44,7 +46,7 @@ class Arena:
         """Releases every block; a second call does nothing."""
         for block in self._blocks:
             block.close()
-        self._blocks, self._used, self.nbytes = [], 0, 0
+        self._blocks, self._open, self._used, self.nbytes = [], None, 0, 0
 
 
 def zero_slice(piece: BufferSlice) -> None:
