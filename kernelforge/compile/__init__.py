@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from kernelforge.compile.cache import SpirvCache
@@ -65,6 +66,12 @@ def compile_rendered(
 ) -> ShaderModule:
     """As `compile_variant`, for a variant that has been rendered already."""
     name = rendered.variant
+    carried = carried_store()
+    signature = family.signature(family.precision(precision), family.space.normalise(params))
+    if carried is not None and (spirv := carried.get(rendered.sha256)) is not None:
+        module = ShaderModule(name, spirv, signature)
+        check_declared(module)
+        return module
     compiler = find_compiler()
     store = cache if cache is not None else SpirvCache()
     key = store.key(rendered.glsl, compiler)
@@ -77,12 +84,23 @@ def compile_rendered(
                 "that; point KERNELFORGE_GLSLANG at a newer glslangValidator"
             )
         spirv = compile_glsl(rendered.glsl, name, rendered.locate, compiler)
-    signature = family.signature(family.precision(precision), family.space.normalise(params))
     module = ShaderModule(name, spirv, signature)
     check_declared(module)
     if not kept:
         store.put(key, spirv)
+    if carried is not None:
+        carried.put(rendered.sha256, spirv)
     return module
+
+
+def carried_store() -> SpirvCache | None:
+    """The folder that KERNELFORGE_SPIRV names: SPIR-V to carry to machines without a compiler.
+
+    Its keys are those of the GLSL alone. What is compiled while the variable is set is added to it;
+    what is in it needs no compiler.
+    """
+    folder = os.environ.get("KERNELFORGE_SPIRV")
+    return SpirvCache(Path(folder)) if folder else None
 
 
 def compile_many(

@@ -49,6 +49,8 @@ DTYPES: dict[str, DType] = {d.name: d for d in (F32, F16, BF16, I8, U8, U32)}
 def float_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Rounds float32 to bfloat16 bits, nearest even; NaN stays NaN."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    if not (bits & 0xFFFF).any():  # bfloat16 values already: released checkpoints are
+        return (bits >> 16).astype(np.uint16)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
 
