@@ -29,7 +29,9 @@ def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     groups = p["WORKGROUP"] // p["LANES"]
     whole = p["LANES"] == p["WORKGROUP"]
     features: tuple[str, ...] = ()
-    if p["REDUCE"] != "shared":
+    if p["REDUCE"] == "butterfly":
+        features = ("subgroup_shuffle",)
+    elif p["REDUCE"] != "shared":
         features = ("subgroup_arithmetic",) if whole else ("subgroup_clustered",)
     return Signature(
         bindings=(
@@ -92,7 +94,7 @@ GEMV = KernelFamily(
         Choice("LANES", (4, 8, 16, 32, 64, 128, 256), default=32),
         Choice("ROWS", (1, 2, 4, 8, 16, 32), default=2),
         Choice("VEC", (1, 2, 4), default=4),
-        Choice("REDUCE", ("subgroup", "hybrid", "shared"), default="hybrid"),
+        Choice("REDUCE", ("subgroup", "butterfly", "hybrid", "shared"), default="hybrid"),
         Choice("UNPACK", ("half", "shift"), default="half"),
         ADDRESS,
         Constraint("lanes divide the workgroup", lambda p, d: p["LANES"] <= p["WORKGROUP"]),
@@ -107,6 +109,10 @@ GEMV = KernelFamily(
                 or (p["LANES"] <= d.subgroup_min and "subgroup_clustered" in d.features)
                 or (p["LANES"] == p["WORKGROUP"] and d.subgroup_min <= p["LANES"] <= d.subgroup_max)
             ),
+        ),
+        Constraint(
+            "a butterfly has a row for every lane, inside a subgroup",
+            lambda p, d: p["REDUCE"] != "butterfly" or p["LANES"] <= min(p["ROWS"], d.subgroup_min),
         ),
         Constraint(
             "a hybrid reduction is over the whole workgroup",
