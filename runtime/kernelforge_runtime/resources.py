@@ -45,4 +45,10 @@ def tuned_search_path() -> tuple[Traversable, ...]:
 def xdg_dir(variable: str, fallback: str) -> Path:
     """KernelForge's folder under an XDG base folder; a relative value counts as unset."""
     base = Path(os.environ.get(variable, ""))
-    return (base if base.is_absolute() else Path.home() / fallback) / "kernelforge"
+    if base.is_absolute():
+        return base / "kernelforge"
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME and no such user, as in some containers: nothing can be kept
+        home = Path(os.devnull)
+    return home / fallback / "kernelforge"

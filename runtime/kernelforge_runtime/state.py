@@ -114,11 +114,14 @@ class State:
             size = Path(path).stat().st_size
             if size > expected + (1 << 20):
                 raise ModelError(f"state {path} has {size} bytes; this model's take {expected}")
-            tensors = read_tensors(Path(path).read_bytes())
+            data = Path(path).read_bytes()
+            tensors = read_tensors(data)
         except OSError as error:
             raise ModelError(f"state {path} cannot be read: {error.strerror}") from error
-        except SafetensorError as error:
+        except (SafetensorError, KeyError) as error:  # KeyError: an element type that NumPy lacks
             raise ModelError(f"state {path} is damaged or no state file: {error}") from error
+        if (wrote := _version(data)) not in (None, version):
+            raise ModelError(f"state {path} is of model version {wrote}; this one is {version}")
         found = {name: array.shape for name, array in tensors.items()}
         if found != dict(shapes):
             raise ModelError(
@@ -128,3 +131,13 @@ class State:
             if array.dtype != np.float32 or not np.isfinite(array).all():
                 raise ModelError(f"state {path}: {name} is not finite float32")
         return cls(version, {name: np.array(array) for name, array in tensors.items()})
+
+
+def _version(data: bytes) -> str | None:
+    """The model version that a state file names; None where another program wrote it."""
+    size = int.from_bytes(data[:8], "little")
+    try:
+        kind, version = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["kernelforge"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return str(version) if kind == FORMAT else None

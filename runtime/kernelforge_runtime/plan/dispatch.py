@@ -49,6 +49,8 @@ class Dispatch:
                 raise PlanError(f"{self.module.name}: binding {binding.name} has no buffer")
             given = self.buffers[binding.name]
             piece = given if isinstance(given, BufferSlice) else given.slice(0, given.nbytes)
+            if piece.buffer.handle is None:
+                raise PlanError(f"{self.module.name}: the buffer of {binding.name} is closed")
             needed = binding.nbytes(self.dims)
             if piece.nbytes < needed:
                 raise PlanError(

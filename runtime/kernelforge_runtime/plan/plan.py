@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelforge_runtime.errors import PlanError
 from kernelforge_runtime.plan.dispatch import Dispatch
 from kernelforge_runtime.vk import BufferSlice, CommandBuffer, Device, TimestampPool
 from kernelforge_runtime.vk.descriptors import DescriptorPool
@@ -41,6 +42,7 @@ class Plan:
         self.clock = "timestamp" if device.info.timestamp_bits else "host"
         self._host_ns = 0.0
         self._started = 0.0
+        self._ran = False
         self._pool: TimestampPool | None = None
         self._descriptors: DescriptorPool | None = None
         self._commands: CommandBuffer | None = None
@@ -95,6 +97,7 @@ class Plan:
         """
         assert self._commands is not None
         self._commands.wait(timeout_s)
+        self._ran = True
         if self.timing != "none":
             self._host_ns = (time.perf_counter() - self._started) * 1e9
 
@@ -104,17 +107,29 @@ class Plan:
         self.wait(timeout_s)
 
     def elapsed_ns(self) -> float:
-        """Time of the last run from first to last dispatch; host time where `clock` says so."""
+        """Time of the last run from first to last dispatch; host time where `clock` says so.
+
+        Raises:
+            PlanError: the plan was made without timestamps, or has not run.
+        """
+        self._timed()
         if self._pool is None:
             return self._host_ns
         return float(self._pool.read_ns()[-1])
 
     def dispatch_ns(self) -> list[float]:
         """Time of each dispatch of the last run; needs `timestamps="each"` and that clock."""
+        self._timed()
         if self._pool is None or self.timing != "each":
             return []
         stamps: NDArray[np.float64] = self._pool.read_ns()
         return [float(t) for t in np.diff(stamps)]
+
+    def _timed(self) -> None:
+        # A driver asked for a timestamp that was never written waits for it, for ever.
+        if self.timing == "none" or not self._ran:
+            why = "was made without timestamps" if self.timing == "none" else "has not run yet"
+            raise PlanError(f"time of plan {self.name!r} was asked for: it {why}")
 
     def close(self) -> None:
         """Releases what the plan recorded; a second call does nothing."""

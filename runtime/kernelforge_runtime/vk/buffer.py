@@ -57,17 +57,25 @@ class Buffer:
         except DeviceError:
             lib.vkDestroyBuffer(device.handle, self.handle, ffi.NULL)
             raise
-        check(lib.vkBindBufferMemory(device.handle, self.handle, self.memory, 0), doing)
-        if flags & _HOST_VISIBLE and flags & _HOST_COHERENT:
-            pointer = ffi.new("void**")
-            check(lib.vkMapMemory(device.handle, self.memory, 0, self.nbytes, 0, pointer), doing)
-            self.mapped = np.frombuffer(ffi.buffer(pointer[0], self.nbytes), dtype=np.uint8)
+        device.track("buffer", self)
+        try:
+            self._bind(bool(flags & _HOST_VISIBLE and flags & _HOST_COHERENT), doing)
+        except DeviceError:
+            self.close()
+            raise
         if with_address:
             where = ffi.new("VkBufferDeviceAddressInfo*")
             where.sType = lib.VK_STRUCTURE_TYPE_BUFFER_DEVICE_ADDRESS_INFO
             where.buffer = self.handle
             self.address = int(lib.vkGetBufferDeviceAddress(device.handle, where))
-        device.track("buffer", self)
+
+    def _bind(self, mapped: bool, doing: str) -> None:
+        device, ffi, lib = self.device, self.device.ffi, self.device.lib
+        check(lib.vkBindBufferMemory(device.handle, self.handle, self.memory, 0), doing)
+        if mapped:
+            pointer = ffi.new("void**")
+            check(lib.vkMapMemory(device.handle, self.memory, 0, self.nbytes, 0, pointer), doing)
+            self.mapped = np.frombuffer(ffi.buffer(pointer[0], self.nbytes), dtype=np.uint8)
 
     def _allocate(self, host_visible: bool, with_address: bool, doing: str) -> tuple[Any, int]:
         device, ffi, lib = self.device, self.device.ffi, self.device.lib
@@ -142,13 +150,16 @@ class Buffer:
 
     def fill(self, word: int = 0) -> None:
         """Fills the whole buffer with a 32-bit word."""
+        self._bounds(0, self.nbytes, "fill")
         if self.mapped is not None:
             self.mapped.view(np.uint32)[:] = word
             return
         self.device.staging.fill(self, word)
 
     def _bounds(self, offset: int, nbytes: int, verb: str) -> None:
-        if offset < 0 or offset + nbytes > self.nbytes:
+        if self.handle is None:
+            raise DeviceError(f"{verb} of buffer {self.name!r}: it is closed; make a new one")
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
             raise DeviceError(
                 f"{verb} of {nbytes} bytes at {offset} in buffer {self.name!r}: "
                 f"it has {self.nbytes}"
@@ -174,7 +185,8 @@ class BufferSlice:
     nbytes: int
 
     def __post_init__(self) -> None:
-        if self.offset % 16 or self.offset < 0 or self.offset + self.nbytes > self.buffer.nbytes:
+        end = self.offset + self.nbytes
+        if self.offset % 16 or self.offset < 0 or self.nbytes < 1 or end > self.buffer.nbytes:
             raise DeviceError(
                 f"slice of {self.nbytes} bytes at {self.offset} of buffer {self.buffer.name!r}: "
                 f"it has {self.buffer.nbytes} bytes and offsets are multiples of 16"
@@ -188,4 +200,7 @@ class BufferSlice:
 
     def download(self, dtype: DTypeLike, shape: Any) -> NDArray[Any]:
         """Copies elements from the start of the slice."""
-        return self.buffer.download(dtype, shape, self.offset)
+        found = self.buffer.download(dtype, shape, self.offset)
+        if found.nbytes > self.nbytes:
+            raise DeviceError(f"download of {found.nbytes} bytes from a slice of {self.nbytes}")
+        return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from kernelforge_runtime.errors import DeviceLostError
+from kernelforge_runtime.errors import DeviceError, DeviceLostError
 from kernelforge_runtime.vk.loader import check
 
 if TYPE_CHECKING:
@@ -131,18 +131,22 @@ class CommandBuffer:
     def submit(self) -> None:
         """Hands the recorded work to the device; it may be submitted again once waited for."""
         device = self.device
+        if self._pending:
+            raise DeviceError(f"submitting {self.name!r}: it is still running; wait for it first")
         result = device.lib.vkQueueSubmit(device.queue, 1, self._submit, self._fences[0])
         if result:
             check(result, f"submitting {self.name!r} to {device.info.name}")
         self._pending = True
 
     def wait(self, timeout_s: float) -> None:
-        """Waits for the last submit.
+        """Waits for the last submit; returns at once where it has been waited for.
 
         Raises:
             DeviceLostError: the device was lost, or did not finish in time.
         """
         device = self.device
+        if not self._pending:
+            return
         result = device.lib.vkWaitForFences(device.handle, 1, self._fences, 1, int(timeout_s * 1e9))
         if result == 2:
             raise DeviceLostError(

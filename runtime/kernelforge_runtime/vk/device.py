@@ -246,17 +246,16 @@ def _choose(found: list[PhysicalDevice], selector: int | str | None) -> Physical
             "(apt-get install mesa-vulkan-drivers) or run on the CPU with --device cpu"
         )
     names = ", ".join(f"{i}: {p.info.name}" for i, p in enumerate(found))
-    if selector is None:
+    if selector is None or selector == "":
         return min(usable, key=lambda p: _PREFERENCE[p.info.device_type])
-    if isinstance(selector, int) or selector.isdigit():
-        index = int(selector)
-        if not 0 <= index < len(found):
-            raise DeviceError(f"device {index} was asked for; this machine has {names}")
+    digits = isinstance(selector, int) or (selector.isascii() and selector.isdigit())
+    index = int(selector) if digits else -1
+    if 0 <= index < len(found):
         if found[index] not in usable:
             raise DeviceError(f"device {index} ({found[index].info.name}) has no Vulkan 1.2")
         return found[index]
-    wanted = selector.lower()
-    for physical in usable:
+    wanted = str(selector).lower()  # "4090" is no index, but part of a name
+    for physical in usable if isinstance(selector, str) else ():
         info = physical.info
         if wanted in info.name.lower() or wanted in info.slug or wanted == info.device_uuid:
             return physical
