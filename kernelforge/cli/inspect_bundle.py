@@ -1,0 +1,218 @@
+"""What `inspect` shows of a bundle, and how --check verifies every kernel in it."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kernelforge.cli.output import Output
+from kernelforge.cli.progress import ProgressBar
+from kernelforge.families import load_families
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.bundle import Bundle, Entry, open_bundle
+from kernelforge_runtime.errors import BundleError, DeviceLostError, KernelForgeError
+from kernelforge_runtime.vk import Device, open_device
+
+HEADERS = ("family", "type", "problem", "us", "default us", "trials", "variant")
+SEED = 20250713
+"""Of the inputs of --check: not those that a bundle was verified with when it was made."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What --check found out about one entry.
+
+    Attributes:
+        state: "ok", "WRONG", or "skipped".
+        detail: how large the error was, or why it was skipped.
+    """
+
+    entry: Entry
+    state: str
+    detail: str
+
+
+def show_bundle(folder: Path, args: argparse.Namespace, output: Output) -> None:
+    """Its device and kernels; with --check, whether each is intact and right.
+
+    Raises:
+        BundleError: --check found something wrong.
+    """
+    if not args.check:
+        bundle = open_bundle(folder)
+        _show(bundle, output)
+        output.document(_document(bundle))
+        return
+    with open_device(args.device) as device:
+        bundle = open_bundle(folder, device.info)
+        _show(bundle, output)
+        validated, stale = _check_modules(bundle), stale_families(bundle)
+        checked = _check_results(bundle, device, output)
+    checked += [Checked(entry, "skipped", reason) for entry, reason in bundle.skipped]
+    counts = Counter(c.state for c in checked)
+    output.text()
+    output.text(f"manifest and {len(_modules(bundle))} modules: hashes and signatures agree")
+    output.text(f"spirv-val: {validated}")
+    output.text(
+        f"on {device.info.name}: {counts['ok']} kernels right, {counts['WRONG']} wrong, "
+        f"{counts['skipped']} skipped"
+    )
+    for found in checked:
+        if found.state != "ok":
+            output.text(
+                f"{found.state}: {found.entry.variant} {found.entry.problem}: {found.detail}"
+            )
+    for reason in stale or ():
+        output.text(f"stale: {reason}")
+    if stale is None:
+        output.note("whether it is stale was not checked: pip install 'kernelforge[tune]'")
+    output.document(
+        {
+            **_document(bundle),
+            "checked_on": device.info.slug,
+            "spirv_val": validated,
+            "stale": stale,
+            "results": [
+                {"variant": c.entry.variant, "problem": str(c.entry.problem), "state": c.state,
+                 "detail": c.detail}
+                for c in checked
+            ],
+        }
+    )  # fmt: skip
+    wrong = [c for c in checked if c.state == "WRONG"]
+    if wrong:
+        raise BundleError(
+            f"bundle {folder}: {len(wrong)} of {len(checked)} kernels are wrong on "
+            f"{device.info.name}, the first is {wrong[0].entry.variant} at "
+            f"{wrong[0].entry.problem}: {wrong[0].detail}; tune it again"
+        )
+
+
+def _show(bundle: Bundle, output: Output) -> None:
+    device, made_by = bundle.manifest.device, bundle.manifest.toolchain
+    output.text(f"bundle   {bundle.path}")
+    output.text(f"device   {device.name} ({device.slug}), driver {device.driver}")
+    output.text(f"made by  kernelforge {made_by.kernelforge}, glslang {made_by.glslang}")
+    ceilings = ", ".join(f"{name} {value:g}" for name, value in bundle.manifest.ceilings)
+    if ceilings:
+        output.text(f"ceilings {ceilings}")
+    entries = bundle.manifest.entries
+    output.text(f"kernels  {len(entries)} problems, {len(_modules(bundle))} modules")
+    output.text()
+    output.table(HEADERS, [_row(entry) for entry in entries])
+
+
+def _row(entry: Entry) -> list[str]:
+    return [
+        entry.family,
+        entry.precision,
+        str(entry.problem),
+        f"{entry.median_ns / 1e3:.1f}" if entry.median_ns else "-",
+        f"{entry.default_ns / 1e3:.1f}" if entry.default_ns else "-",
+        str(entry.trials),
+        entry.variant,
+    ]
+
+
+def _modules(bundle: Bundle) -> set[str]:
+    return {entry.module_sha256 for entry in bundle.manifest.entries}
+
+
+def _document(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "bundle": bundle.path,
+        "sha256": bundle.sha256,
+        "device": bundle.manifest.device.to_json(),
+        "toolchain": vars(bundle.manifest.toolchain),
+        "ceilings": dict(bundle.manifest.ceilings),
+        "entries": [
+            {"family": e.family, "precision": e.precision, "problem": str(e.problem),
+             "variant": e.variant, "median_ns": e.median_ns, "default_ns": e.default_ns,
+             "trials": e.trials, "module_sha256": e.module_sha256}
+            for e in bundle.manifest.entries
+        ],
+    }  # fmt: skip
+
+
+def _check_modules(bundle: Bundle) -> str:
+    """Checks every module against its signature, and with spirv-val where that is installed."""
+    bundle.check()
+    try:
+        from kernelforge.compile import validate
+    except ModuleNotFoundError:
+        return "not run: pip install 'kernelforge[tune]'"
+    ran = [validate(bundle.module(entry)) for entry in bundle.entries]
+    return "every module is valid" if ran and all(ran) else "not installed"
+
+
+def stale_families(bundle: Bundle) -> list[str] | None:
+    """Why the bundle does not fit today's templates; None where templates cannot be read."""
+    try:
+        from kernelforge.render import template_sha256
+    except ModuleNotFoundError:
+        return None
+    return bundle.stale({n: template_sha256(f) for n, f in load_families().items()})
+
+
+def _check_results(bundle: Bundle, device: Device, output: Output) -> list[Checked]:
+    """Every entry against its oracle: on its own problem (cut if large) and awkward small ones."""
+    checked = []
+    done: dict[tuple[str, Problem], tuple[str, str]] = {}
+    with ProgressBar(output, "checking kernels", len(bundle.entries)) as bar:
+        for number, entry in enumerate(bundle.entries, 1):
+            checked.append(_check_entry(bundle, entry, device, done))
+            bar.show(number)
+            if checked[-1].state != "ok" or number % 20 == 0:
+                bar.line(f"{number}/{len(bundle.entries)} {entry.variant}: {checked[-1].state}")
+    return checked
+
+
+def _check_entry(
+    bundle: Bundle, entry: Entry, device: Device, done: dict[tuple[str, Problem], tuple[str, str]]
+) -> Checked:
+    from kernelforge.measure.reduced import reduced_problem
+    from kernelforge.measure.verify import verify
+
+    family = load_families().get(entry.family)
+    if family is None or entry.precision not in {p.name for p in family.precisions}:
+        return Checked(entry, "skipped", "this version has no such family, so no oracle for it")
+    precision, module = family.precision(entry.precision), bundle.module(entry)
+    own = reduced_problem(family, precision, entry.problem, device.info) or entry.problem
+    problems = [own, *_corners(family.corner_problems, entry, family.space, device)]
+    worst = ""
+    for problem in dict.fromkeys(problems):
+        key = (module.sha256, problem)
+        if key not in done:
+            try:
+                found = verify(device, family, precision, module, problem, SEED)
+                done[key] = (
+                    "ok" if found.ok else "WRONG",
+                    found.reason or f"{found.max_error:.2g}",
+                )
+            except DeviceLostError:
+                raise
+            except KernelForgeError as error:
+                done[key] = ("WRONG", str(error))
+        state, detail = done[key]
+        if state != "ok":
+            return Checked(entry, state, f"at {problem}: {detail}")
+        worst = worst or f"largest error {detail}"
+    return Checked(entry, "ok", worst)
+
+
+def _corners(
+    corners: tuple[Problem, ...], entry: Entry, space: Any, device: Device
+) -> list[Problem]:
+    """Awkward problems that the entry's kernel serves."""
+    from kernelforge.variant import Variant
+
+    params: Mapping[str, Any] = Variant.parse(entry.variant).values
+    return [
+        corner
+        for corner in corners
+        if entry.signature.serves(corner) and space.refuses(params, device.info, corner) is None
+    ]
