@@ -21,7 +21,8 @@ from kernelforge_runtime.models.registry import recognise
 from kernelforge_runtime.models.tokens import check_tokens
 from kernelforge_runtime.ops import VulkanOps
 from kernelforge_runtime.ops.builder import Call, PlanBuilder, Temporary
-from kernelforge_runtime.ops.vulkan_ops import DeviceState, StepBuffers
+from kernelforge_runtime.ops.device_weights import DeviceState
+from kernelforge_runtime.ops.vulkan_ops import StepBuffers
 from kernelforge_runtime.plan import Plan
 from kernelforge_runtime.plan.plan import Timing
 from kernelforge_runtime.state import State
@@ -73,7 +74,7 @@ class Model:
         try:
             self._weights = self._file.load(self._ops, checkpoint, self.config)
             for name, (entries, *shape) in self.config.state_shapes.items():
-                memory = self._ops.arena.take(4 * entries * int(np.prod(shape)), zero=True)
+                memory = self._ops.store.arena.take(4 * entries * int(np.prod(shape)), zero=True)
                 self._ops.state[name] = DeviceState(memory, tuple(shape))
             self._buffers = StepBuffers(
                 device.buffer(16, "step", host_visible=True),
@@ -249,7 +250,7 @@ class Model:
     @property
     def weight_bytes(self) -> int:
         """Device memory of weights and state, in bytes."""
-        return self._ops.arena.nbytes
+        return self._ops.store.arena.nbytes
 
     def close(self) -> None:
         """Releases plans, weights and state memory; the resident state is read back first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,65 +10,23 @@ from numpy.typing import NDArray
 
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle.select import KernelSet
-from kernelforge_runtime.dtypes import F16, DType, encode
-from kernelforge_runtime.errors import ModelError, PlanError
+from kernelforge_runtime.dtypes import DType
+from kernelforge_runtime.errors import PlanError
 from kernelforge_runtime.ops.builder import Operand, PlanBuilder, Temporary, TemporarySlice
+from kernelforge_runtime.ops.device_weights import (
+    ROUTE_ROWS,
+    DeviceMatrix,
+    DeviceState,
+    DeviceVector,
+    DeviceWeights,
+    part_of,
+)
 from kernelforge_runtime.ops.vocabulary import Activation, Part
-from kernelforge_runtime.plan import Arena
 from kernelforge_runtime.vk import Buffer, BufferSlice, Device
 
-ROUTE_ROWS = 32
-"""Rows of a matrix that share one route entry; also what rows are padded to."""
-K_MULTIPLE = 32
 PAGE_ROWS = 1024
 """Matrices beyond the binding limit are cut at multiples of this: offsets stay aligned."""
 _CODES: dict[Activation, int] = {"none": 0, "relu2": 1, "tanh": 2, "sigmoid": 3, "add": 4}
-
-
-@dataclass(frozen=True)
-class DeviceVector:
-    """A small float32 tensor of weights on the device."""
-
-    memory: BufferSlice
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class DeviceState:
-    """Entries of one kind of recurrent state, one behind the other, float32.
-
-    Attributes:
-        memory: [entries, *shape].
-        shape: of one entry.
-    """
-
-    memory: BufferSlice
-    shape: tuple[int, ...]
-
-    @property
-    def entry_bytes(self) -> int:
-        """Size of one entry in bytes."""
-        return 4 * math.prod(self.shape)
-
-    def entry(self, index: int) -> BufferSlice:
-        """One entry's memory."""
-        return _part_of(self.memory, index * self.entry_bytes, self.entry_bytes)
-
-
-@dataclass(frozen=True)
-class DeviceMatrix:
-    """A stack of weights on the device.
-
-    Attributes:
-        weight: [rows, k] in the weight format, row-major, padded with zeros.
-        parts: (first row, rows, part) without the weights themselves.
-    """
-
-    weight: BufferSlice
-    rows: int
-    k: int
-    parts: tuple[tuple[int, int, Part], ...]
-    label: str
 
 
 @dataclass(frozen=True)
@@ -89,12 +46,13 @@ class VulkanOps:
     """Packs weights at load; later writes a step's ops into a builder.
 
     Attributes:
+        store: the weights.
         state: device memory of the recurrent state by name.
     """
 
     def __init__(self, device: Device, kernels: KernelSet, weights: DType) -> None:
         self.device, self.kernels, self.weights = device, kernels, weights
-        self.arena = Arena(device, "weights")
+        self.store = DeviceWeights(device, weights)
         self.state: dict[str, DeviceState] = {}
         self._routes: dict[tuple[int, ...], BufferSlice] = {}
         self._builder = PlanBuilder(kernels)
@@ -103,47 +61,17 @@ class VulkanOps:
         self._aside: dict[str, BufferSlice] = {}
         self._aside_memory: dict[str, BufferSlice] = {}
 
-    # Weights
-
     def vector(self, values: NDArray[np.float32]) -> DeviceVector:
         """Uploads a small tensor in float32."""
-        return DeviceVector(self._upload(np.ascontiguousarray(values, np.float32)), values.shape)
+        return self.store.vector(values)
 
     def matrix(self, parts: Sequence[Part], min_rows: int = 0) -> DeviceMatrix:
         """Packs and uploads a stack of weights."""
-        k = _padded(max(p.weight.shape[1] for p in parts), K_MULTIPLE)
-        places, rows = [], 0
-        for part in parts:
-            places.append((rows, len(part.weight), _without_weight(part)))
-            rows += _padded(len(part.weight), ROUTE_ROWS)
-        rows = _padded(max(rows, min_rows), ROUTE_ROWS)
-        packed = np.zeros((rows, k), self.weights.np)
-        for (row, count, _), part in zip(places, parts, strict=True):
-            packed[row : row + count, : part.weight.shape[1]] = self._encode(part.name, part.weight)
-        return DeviceMatrix(self._upload(packed), rows, k, tuple(places), parts[0].name)
+        return self.store.matrix(parts, min_rows)
 
     def table(self, name: str, rows: NDArray[np.float32]) -> DeviceMatrix:
         """Uploads an embedding table."""
-        count, width = rows.shape
-        return DeviceMatrix(self._upload(self._encode(name, rows)), count, width, (), name)
-
-    def _encode(self, name: str, weight: NDArray[np.float32]) -> NDArray[np.generic]:
-        if self.weights == F16:
-            with np.errstate(over="ignore"):
-                halves = encode(weight, F16)
-            if not np.isfinite(halves).all():
-                raise ModelError(
-                    f"{name} does not fit f16 (a value is beyond 65504): use bf16 or f32"
-                )
-            return halves
-        return encode(weight, self.weights)
-
-    def _upload(self, data: NDArray[np.generic]) -> BufferSlice:
-        piece = self.arena.take(data.nbytes)
-        piece.upload(data)
-        return piece
-
-    # A step
+        return self.store.table(name, rows)
 
     def begin(self, tokens: int, buffers: StepBuffers) -> None:
         """Starts writing down a step of `tokens` tokens."""
@@ -169,7 +97,7 @@ class VulkanOps:
                 self.weights.name,
                 Problem(T=self._tokens, C=table.k, V=rows),
                 {
-                    "table": _part_of(table.weight, first * row_bytes, rows * row_bytes),
+                    "table": part_of(table.weight, first * row_bytes, rows * row_bytes),
                     "token": self._step.token,
                     "out_x": out,
                 },
@@ -226,7 +154,7 @@ class VulkanOps:
         carry = following = kept.entry(index)
         if self._tokens > 1:
             aside = self._carried_aside(state)
-            following = _part_of(aside, index * kept.entry_bytes, kept.entry_bytes)
+            following = part_of(aside, index * kept.entry_bytes, kept.entry_bytes)
         out = Temporary((mixes, self._tokens, width))
         self._builder.call(
             "token_shift",
@@ -247,7 +175,9 @@ class VulkanOps:
     def _carried_aside(self, state: str) -> BufferSlice:
         """Memory as large as a state, which a step of many tokens may not yet overwrite."""
         if state not in self._aside_memory:
-            self._aside_memory[state] = self.arena.take(self.state[state].memory.nbytes, zero=True)
+            self._aside_memory[state] = self.store.arena.take(
+                self.state[state].memory.nbytes, zero=True
+            )
         self._aside[state] = self._aside_memory[state]
         return self._aside[state]
 
@@ -295,8 +225,8 @@ class VulkanOps:
             whole = rows == matrix.rows and tokens == 1
             piece = {
                 **operands,
-                "weight": _part_of(matrix.weight, first * row_bytes, rows * row_bytes),
-                "route": route if whole else _part_of(route, first // 2, rows // 2),
+                "weight": part_of(matrix.weight, first * row_bytes, rows * row_bytes),
+                "route": route if whole else part_of(route, first // 2, rows // 2),
                 "out_y": out if whole else TemporarySlice(out, out_at, 4 * rows),
             }
             problem = Problem(M=rows, K=matrix.k, S=slots)
@@ -318,7 +248,7 @@ class VulkanOps:
             route[blocks, 0], route[blocks, 2] = offset, code
         key = tuple(int(v) for v in route.reshape(-1))
         if key not in self._routes:
-            self._routes[key] = self._upload(route)
+            self._routes[key] = self.store.upload(route)
         return self._routes[key]
 
     def rwkv7_gates(
@@ -380,17 +310,5 @@ class VulkanOps:
 
     def close(self) -> None:
         """Releases the weights."""
-        self.arena.close()
+        self.store.arena.close()
         self._routes.clear()
-
-
-def _padded(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
-
-
-def _part_of(piece: BufferSlice, offset: int, nbytes: int) -> BufferSlice:
-    return piece.buffer.slice(piece.offset + offset, nbytes)
-
-
-def _without_weight(part: Part) -> Part:
-    return Part(part.name, np.zeros((0, 0), np.float32), part.slot, part.column, part.activation)

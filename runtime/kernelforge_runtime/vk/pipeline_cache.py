@@ -91,7 +91,10 @@ class PipelineCache:
         blob = ffi.new("char[]", max(int(size[0]), 1))
         if lib.vkGetPipelineCacheData(device.handle, self.handle, size, blob):
             return
-        data = bytes(ffi.buffer(blob, size[0]))
+        self.write(bytes(ffi.buffer(blob, size[0])))
+
+    def write(self, data: bytes) -> None:
+        """Writes what the driver gave, unless it is what was loaded, or nothing but a header."""
         if data == self._loaded or len(data) <= _DRIVER_HEADER.size:
             return
         temporary = None
