@@ -24,6 +24,7 @@ from kernelforge_runtime.abi.spirv_words import (
     version_of,
     words_of,
 )
+from kernelforge_runtime.errors import SpirvError
 
 INPUT, WORKGROUP, PRIVATE, PUSH_CONSTANT, STORAGE_BUFFER = 1, 4, 6, 9, 12
 """Storage classes that a variable of the module may have."""
@@ -75,6 +76,7 @@ class Declared:
     functions: set[int] = field(default_factory=set)
     defined: set[int] = field(default_factory=set)
     section: int = 0
+    place: str = "module"
 
 
 def read(spirv: bytes) -> Declared:
@@ -89,6 +91,8 @@ def read(spirv: bytes) -> Declared:
         raise error_at(3, f"id bound {found.bound}: expected 1 to {MAX_ID_BOUND}")
     for at, opcode, operands in instructions(words):
         _read(found, at, opcode, operands)
+    if found.place != "module":
+        raise SpirvError(f"SPIR-V of {len(spirv)} bytes ends inside a {found.place}: it is cut off")
     return found
 
 
@@ -127,6 +131,27 @@ _LAYOUT: dict[int, tuple[int, int]] = {
 }
 
 
+# opcode: (places where it may stand, where the next one stands): a function is its head, then
+# blocks from label to terminator. Drivers crash on a body that just ends.
+_BODY: dict[int, tuple[tuple[str, ...], str]] = {
+    54: (("module",), "function head"),  # OpFunction
+    55: (("function head",), "function head"),  # OpFunctionParameter
+    56: (("function",), "module"),  # OpFunctionEnd
+    248: (("function head", "function"), "block"),  # OpLabel
+    # OpBranch, OpBranchConditional, OpSwitch, OpKill, OpReturn, OpReturnValue, OpUnreachable
+    **dict.fromkeys(range(249, 256), (("block",), "function")),
+}
+_LINES = frozenset({0, 8, 317})  # OpNop, OpLine, OpNoLine: anywhere
+
+
+def _step(found: Declared, at: int, opcode: int) -> None:
+    places, after = _BODY.get(opcode, (("block",), "block"))
+    if found.place not in places and opcode not in _LINES:
+        raise error_at(at, f"instruction {opcode} in a {found.place}: expected in a {places[0]}")
+    if opcode not in _LINES:
+        found.place = after
+
+
 def _read(found: Declared, at: int, opcode: int, operands: list[int]) -> None:
     """Takes one instruction into `found`."""
     if opcode in _LAYOUT:
@@ -138,6 +163,8 @@ def _read(found: Declared, at: int, opcode: int, operands: list[int]) -> None:
         if section < found.section:
             raise error_at(at, f"instruction {opcode} comes after its section of the module")
         found.section = section
+    if found.section == _FUNCTIONS or opcode in _BODY:
+        _step(found, at, opcode)
     if opcode in _READERS:
         _READERS[opcode](found, at, operands)
     elif opcode in _OPAQUE_TYPES and operands:

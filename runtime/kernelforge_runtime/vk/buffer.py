@@ -50,7 +50,7 @@ class Buffer:
         )
         doing = f"allocating buffer {name!r} of {nbytes / 1e6:.1f} MB"
         out = ffi.new("VkBuffer*")
-        check(lib.vkCreateBuffer(device.handle, info, ffi.NULL, out), doing)
+        self._reserve(lib.vkCreateBuffer(device.handle, info, ffi.NULL, out), doing)
         self.handle: Any = out[0]
         try:
             self.memory, flags = self._allocate(host_visible, with_address, doing)
@@ -97,14 +97,18 @@ class Buffer:
             },
         )
         out = ffi.new("VkDeviceMemory*")
-        try:
-            check(lib.vkAllocateMemory(device.handle, info, ffi.NULL, out), doing)
-        except OutOfMemoryError as error:
-            total = device.info.memory_bytes / 1e9
-            raise OutOfMemoryError(
-                f"{error}; {device.info.name} has {total:.1f} GB: use a smaller weight format"
-            ) from None
+        self._reserve(lib.vkAllocateMemory(device.handle, info, ffi.NULL, out), doing)
         return out[0], flags
+
+    def _reserve(self, result: int, doing: str) -> None:
+        try:
+            check(result, doing)
+        except OutOfMemoryError as error:
+            info = self.device.info
+            raise OutOfMemoryError(
+                f"{error}; {info.name} has {info.memory_bytes / 1e9:.1f} GB: "
+                "use a smaller weight format"
+            ) from None
 
     def slice(self, offset: int, nbytes: int) -> BufferSlice:
         """A view of `nbytes` bytes from byte `offset`."""
