@@ -12,6 +12,7 @@ from typing import Any
 from kernelforge.cli.output import Output
 from kernelforge.cli.progress import ProgressBar
 from kernelforge.families import load_families
+from kernelforge.family import KernelFamily
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle import Bundle, Entry, open_bundle
 from kernelforge_runtime.errors import BundleError, DeviceLostError, KernelForgeError
@@ -20,6 +21,9 @@ from kernelforge_runtime.vk import Device, open_device
 HEADERS = ("family", "type", "problem", "us", "default us", "trials", "variant")
 SEED = 20250713
 """Of the inputs of --check: not those that a bundle was verified with when it was made."""
+
+MOST_BYTES = 16 << 20
+"""Of a problem that --check runs; larger ones are cut."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,10 @@ def _check_entry(
         return Checked(entry, "skipped", "this version has no such family, so no oracle for it")
     precision, module = family.precision(entry.precision), bundle.module(entry)
     own = reduced_problem(family, precision, entry.problem, device.info) or entry.problem
-    problems = [own, *_corners(family.corner_problems, entry, family.space, device)]
+    problems = [
+        _affordable(family, entry, own),
+        *_corners(family.corner_problems, entry, family.space, device),
+    ]
     worst = ""
     for problem in dict.fromkeys(problems):
         key = (module.sha256, problem)
@@ -202,6 +209,27 @@ def _check_entry(
             return Checked(entry, state, f"at {problem}: {detail}")
         worst = worst or f"largest error {detail}"
     return Checked(entry, "ok", worst)
+
+
+def _affordable(family: KernelFamily, entry: Entry, problem: Problem) -> Problem:
+    """The problem, with its longest dimensions halved until its buffers are small.
+
+    Tables of a whole vocabulary would take minutes to draw, and may not even fit the device.
+    """
+
+    def nbytes(of: Problem) -> int:
+        return sum(binding.nbytes(of) for binding in entry.signature.bindings)
+
+    while nbytes(problem) > MOST_BYTES:
+        for name in sorted(problem, key=lambda n: -problem[n]):
+            smaller = Problem(**{**problem, name: max(1, problem[name] // 2)})
+            fits = family.refuses(smaller) is None and entry.signature.serves(smaller)
+            if fits and nbytes(smaller) < nbytes(problem):
+                problem = smaller
+                break
+        else:
+            break
+    return problem
 
 
 def _corners(

@@ -45,20 +45,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = f"kernelforge {verb}".strip()
     verbose = "--verbose" in arguments
     try:
-        code = _dispatch(arguments, verb)
+        try:
+            code = _dispatch(arguments, verb)
+        except SystemExit as ended:  # argparse has said what there was to say
+            code = ended.code if isinstance(ended.code, int) else USAGE
         sys.stdout.flush()  # a full disk must not go unseen
         return code
-    except SystemExit as ended:  # argparse has said what there was to say
-        return ended.code if isinstance(ended.code, int) else USAGE
     except KeyboardInterrupt:
         return _fail(name, "interrupted", INTERRUPTED, verbose=False)
     except BrokenPipeError:
         # Who reads us has gone; Python would complain once more while it shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return PIPE_CLOSED
     except UsageError as error:
         return _fail(name, str(error), USAGE, verbose=False)
     except Exception as error:
+        if isinstance(error, OSError):
+            _discard_stdout()  # it may be stdout that is full
         return _fail(name, explain(error), FAILED, verbose)
 
 
@@ -173,6 +176,14 @@ def _survive_odd_text() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+
+
+def _discard_stdout() -> None:
+    """Lets what is still buffered for stdout go nowhere, where stdout is a real file."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(name: str, line: str, code: int, verbose: bool) -> int:

@@ -1,0 +1,62 @@
+"""Tuning from the command line: a bundle comes out, an interrupt loses nothing."""
+
+import json
+import signal
+import subprocess
+
+import pytest
+
+from kernelforge.tune.journal import read_journal
+from tests.toolkit.cli_process import DEVICE, command, environment, kernelforge, workplace
+
+pytestmark = [pytest.mark.vulkan, pytest.mark.glslang]
+
+TRIALS = 6
+
+
+def test_tuning_a_model_writes_a_bundle_that_runs_it(tmp_path):
+    place = workplace()
+    found = kernelforge(
+        "tune", "--model", place.model, "--trials", "1", "--seconds", "2", "--out", tmp_path,
+        "--device", DEVICE, "--json", **{**place.env, "XDG_DATA_HOME": str(tmp_path / "data")},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    told = json.loads(found.stdout)
+    assert told["bundle"] == str(tmp_path / DEVICE)
+    assert told["in_place"]["tuned_tok_per_s"] > 0
+    assert {"gemv", "gemm", "wkv7"} <= {result["family"] for result in told["results"]}
+    assert all(result["best_ns"] > 0 for result in told["results"])
+    assert read_journal(tmp_path / "data" / "kernelforge" / "tuning" / DEVICE / "journal.jsonl")
+    ran = kernelforge(
+        "run", place.model, "Hi", "--tokens", "2", "--bundle", told["bundle"], "--json", **place.env
+    )
+    kinds = json.loads(ran.stdout)["stats"]["kernels"]
+    assert not any("generic" in kind for kind in kinds)
+
+
+def test_an_interrupted_search_keeps_what_it_has_and_the_same_command_goes_on(tmp_path):
+    asked = [
+        "tune", "--family", "layer_norm", "--problem", "T=64,C=512,G=1", "--device", DEVICE,
+        "--trials", TRIALS, "--out", tmp_path / "out", "--journal", tmp_path / "journal",
+    ]  # fmt: skip
+    env = environment(**workplace().env)
+    seen = []
+    with subprocess.Popen(command(*asked), env=env, stderr=subprocess.PIPE, text=True) as child:
+        for line in child.stderr or ():
+            seen.append(line)
+            if f"trial   2/{TRIALS}" in line:
+                child.send_signal(signal.SIGINT)
+    assert child.returncode == 130
+    assert seen[-1].startswith("kernelforge tune: interrupted; 0 of 1 problems are finished")
+    assert "the same command goes on" in seen[-1]
+    journal = tmp_path / "journal" / "journal.jsonl"
+    before = [m.variant for m in read_journal(journal)]
+    assert len(before) >= 2
+    assert not (tmp_path / "out" / DEVICE).exists()
+    again = subprocess.run(command(*asked), env=env, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"trial   1/{TRIALS}" not in again.stderr
+    trials = [m.variant for m in read_journal(journal) if m.phase == "trial"]
+    assert trials[: len(before)] == before
+    assert len(trials) == len(set(trials)) == TRIALS
+    assert (tmp_path / "out" / DEVICE / "manifest.json").is_file()
