@@ -54,7 +54,7 @@ def kernel(
     if push:
         lines.append(f"layout(push_constant) uniform Push {{ {' '.join(push)} }};")
     lines.append(f"layout(local_size_x = {workgroup}) in;")
-    lines.append(f"void main() {{ uint i = gl_GlobalInvocationID.x; {body} }}")
+    lines.append(f"void main() {{ uint i = gl_GlobalInvocationID[0]; {body} }}")
     signature = Signature(
         bindings,
         constants,
