@@ -62,9 +62,9 @@ def parse_shape(text: str) -> ModelShape:
     Raises:
         ConvertError: no such shape.
     """
-    if text in SHAPES:
-        return SHAPES[text]
-    match = _CUSTOM.fullmatch(text)
+    if text.lower() in SHAPES:
+        return SHAPES[text.lower()]
+    match = _CUSTOM.fullmatch(text.upper())
     if match is None:
         raise ConvertError(
             f"--shape {text}: there are {', '.join(SHAPES)}; or write sizes like L12.C768.V65536"

@@ -1,1 +1,45 @@
 """Performance reports: what was measured, as a page, as markdown and as CSV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kernelforge.errors import ReportError
+
+if TYPE_CHECKING:  # a bench only needs `bench_journal` of this package
+    from kernelforge.report.frame import Frame
+
+PAGE_FILE = "report.html"
+MARKDOWN_FILE = "report.md"
+
+
+def write_report(frame: Frame, out: Path) -> list[Path]:
+    """Writes page, markdown and CSV files into a folder; gives their paths, the page's first.
+
+    The same frame always gives the same bytes.
+
+    Raises:
+        ReportError: a file cannot be written.
+    """
+    from kernelforge.report.html import render_page
+    from kernelforge.report.markdown import render_markdown
+    from kernelforge.report.tables import tables
+
+    found = tables(frame)
+    texts = {
+        PAGE_FILE: render_page(frame, found),
+        MARKDOWN_FILE: render_markdown(frame, found),
+        **{f"{table.name}.csv": table.to_csv() for table in found},
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            partial = out / f".{name}.part"
+            partial.write_text(text, encoding="utf-8", newline="")
+            partial.replace(out / name)
+    except OSError as error:
+        raise ReportError(
+            f"{out}: cannot be written: {error.strerror or error}; choose another folder with --out"
+        ) from error
+    return [out / name for name in texts]

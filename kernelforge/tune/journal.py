@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from kernelforge.errors import MeasureError, TuneError
@@ -33,7 +34,10 @@ class Journal:
 
     def append(self, measurement: Measurement) -> None:
         """Adds one measurement; it is on the disk when this returns."""
-        line = json.dumps(measurement.to_json(), separators=(",", ":"), allow_nan=False)
+        # The time is for reports, which must not depend on when they are made.
+        time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        record = {"time": time, **measurement.to_json()}
+        line = json.dumps(record, separators=(",", ":"), allow_nan=False)
         try:
             self._prepare()
             with self.path.open("ab", buffering=0) as file:

@@ -1,0 +1,188 @@
+"""What became of every kernel: rows from the tuning journal, and from a bundle where that is all.
+
+The journal says more (failed trials, the search's course), so where both know a problem it is
+asked; a bundle alone still tells the winner, its time and the default's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kernelforge.errors import SpaceError
+from kernelforge.families import get_family
+from kernelforge.measure.measurement import Measurement
+from kernelforge.measure.roofline import HasCeilings, Rate, rate
+from kernelforge.tune.finals import choose
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.bundle import Entry
+from kernelforge_runtime.errors import KernelForgeError
+
+Key = tuple[str, str, str]
+NO_RATE = Rate(math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """One tuned problem. Times in ns per dispatch, NaN where not measured.
+
+    Attributes:
+        variant: the winner's parameters, without family and precision.
+        default_ns: time of the family's default variant, measured in turns with the winner.
+        trials: variants tried.
+        failed: of these, how many gave no time.
+        history: time of every trial in order; NaN where it failed. Empty without a journal.
+        cost: (operations, bytes) of one dispatch; None where the family is not known any more.
+        rate: what the time means, held against the ceilings.
+        clock: "timestamp" or "host"; empty where a bundle is all there is.
+    """
+
+    family: str
+    precision: str
+    problem: str
+    variant: str
+    median_ns: float
+    spread_ns: float
+    default_ns: float
+    trials: int
+    failed: int = 0
+    history: tuple[float, ...] = ()
+    cost: tuple[float, float] | None = None
+    rate: Rate = NO_RATE
+    clock: str = ""
+
+    @property
+    def name(self) -> str:
+        """`gemv f16 M768.K192.S1`."""
+        return f"{self.family} {self.precision} {self.problem}"
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster than the default; NaN where that could not be measured."""
+        return self.default_ns / self.median_ns if self.default_ns > 0 else math.nan
+
+
+def kernel_rows(
+    measurements: Iterable[Measurement],
+    entries: Sequence[Entry],
+    ceilings: HasCeilings | None,
+) -> list[KernelRow]:
+    """A row per tuned problem, ordered by family, precision and problem.
+
+    Args:
+        measurements: of one device, in the order of the journal.
+        entries: of the device's bundle.
+        ceilings: what the device can do at best.
+    """
+    packed = {(e.family, e.precision, _plain(str(e.problem))): e for e in entries}
+    by_key: dict[Key, list[Measurement]] = {}
+    for measurement in measurements:
+        key = measurement.family, measurement.precision, measurement.problem
+        by_key.setdefault(key, []).append(measurement)
+    rows: dict[Key, KernelRow] = {}
+    for key, group in by_key.items():
+        row = _from_journal(key, group, ceilings)
+        if row is not None:
+            rows[*key[:2], _plain(key[2])] = row
+    for plain, entry in packed.items():
+        if plain not in rows and entry.median_ns > 0:
+            rows[plain] = _from_entry(entry, ceilings)
+    return sorted(rows.values(), key=lambda r: (r.family, r.precision, _order(r.problem)))
+
+
+def _from_journal(
+    key: Key, group: Sequence[Measurement], ceilings: HasCeilings | None
+) -> KernelRow | None:
+    finals = _last_finals(group)
+    best = choose(finals)
+    if best is None:
+        return None
+    found = [m for m in group if m.phase == "trial" and _comparable(m, best)]
+    cost = _cost(*key)
+    return KernelRow(
+        *key,
+        variant=_parameters(best.variant),
+        median_ns=best.median_ns,
+        spread_ns=best.spread_ns,
+        default_ns=finals[0].median_ns if finals[0].ok else math.nan,
+        trials=len(found),
+        failed=sum(not m.ok for m in found),
+        history=tuple(m.median_ns if m.ok else math.nan for m in found),
+        cost=cost,
+        rate=_rate(cost, best.median_ns, ceilings),
+        clock=best.clock,
+    )
+
+
+def _from_entry(entry: Entry, ceilings: HasCeilings | None) -> KernelRow:
+    cost = _cost(entry.family, entry.precision, str(entry.problem))
+    return KernelRow(
+        family=entry.family,
+        precision=entry.precision,
+        problem=str(_in_order(entry.family, entry.problem)),
+        variant=_parameters(entry.variant),
+        median_ns=entry.median_ns,
+        spread_ns=entry.spread_ns,
+        default_ns=entry.default_ns if entry.default_ns > 0 else math.nan,
+        trials=entry.trials,
+        cost=cost,
+        rate=_rate(cost, entry.median_ns, ceilings),
+    )
+
+
+def _last_finals(group: Sequence[Measurement]) -> list[Measurement]:
+    """The last round of finals: the default's first, each variant once."""
+    finals: list[Measurement] = []
+    ended = True
+    for measurement in group:
+        if measurement.phase != "final":
+            ended = True
+            continue
+        if ended or any(m.variant == measurement.variant for m in finals):
+            finals, ended = [], False
+        finals.append(measurement)
+    return finals
+
+
+def _comparable(measurement: Measurement, best: Measurement) -> bool:
+    """Whether both were measured with the same driver and, as far as known, the same template."""
+    hashes = {measurement.template_sha256, best.template_sha256} - {""}
+    return measurement.driver == best.driver and len(hashes) <= 1
+
+
+def _rate(cost: tuple[float, float] | None, ns: float, ceilings: HasCeilings | None) -> Rate:
+    return NO_RATE if cost is None else rate(cost, ns, ceilings)
+
+
+def _cost(family: str, precision: str, problem: str) -> tuple[float, float] | None:
+    """What a dispatch costs by the family's declaration; None where that is gone or has changed."""
+    try:
+        declared = get_family(family)
+        sizes = Problem.parse(problem)
+        if declared.refuses(sizes) is not None:
+            return None
+        return declared.cost(sizes, declared.precision(precision))
+    except (KernelForgeError, KeyError):
+        return None
+
+
+def _in_order(family: str, problem: Problem) -> Problem:
+    """The problem with its dimensions in the family's order: manifests sort them."""
+    try:
+        return Problem(**{name: problem[name] for name in get_family(family).dims})
+    except (SpaceError, KernelForgeError, KeyError):
+        return problem
+
+
+def _plain(problem: str) -> str:
+    """The same text for equal problems, whatever the order of their dimensions."""
+    return ".".join(sorted(problem.split(".")))
+
+
+def _order(problem: str) -> list[tuple[str, int]]:
+    return [(term[:1], int(term[1:] or 0)) for term in problem.split(".")]
+
+
+def _parameters(variant: str) -> str:
+    return variant.split("/", 2)[-1]

@@ -1,0 +1,33 @@
+"""The same report as markdown, for places that show no HTML."""
+
+from __future__ import annotations
+
+from kernelforge.report import summary
+from kernelforge.report.frame import Frame
+from kernelforge.report.tables import Table
+
+
+def render_markdown(frame: Frame, tables: list[Table]) -> str:
+    """The markdown text. The search's course is only in its CSV: it is long."""
+    label = f" ({frame.label})" if frame.label else ""
+    lines = [f"# {frame.name}{label}", "", frame.driver, ""]
+    if frame.is_software:
+        lines += ["This device computes on the CPU; its times say nothing about any GPU.", ""]
+    lines += [f"* **{tile.value}** {tile.text}" for tile in summary.tiles(frame)]
+    sentences = {
+        "models": summary.model_sentence(frame),
+        "kernels": summary.speedup_sentence(frame),
+        "ceilings": summary.share_sentence(frame),
+    }
+    order = {"models": 0, "kernels": 1, "ceilings": 2}
+    for table in sorted((t for t in tables if t.name in order), key=lambda t: order[t.name]):
+        lines += ["", f"## {table.title}", ""]
+        if sentences[table.name]:
+            lines += [sentences[table.name], ""]
+        lines += [table.to_markdown(), "", f"{table.note} The same numbers: `{table.name}.csv`."]
+    lines += ["", "## Device", ""]
+    lines += [f"* {key}: {value}" for key, value in frame.card] or ["Only its name is known."]
+    lines += ["", "## Where the numbers come from", ""]
+    lines += [f"* {key}: {value}" for key, value in frame.provenance]
+    lines += ["", "```", *frame.commands, "```", ""]
+    return "\n".join(lines)

@@ -1,0 +1,97 @@
+"""The few numbers and sentences that a reader should take home, for page and markdown alike."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from kernelforge.report.frame import Frame, geometric_mean
+from kernelforge.report.models import ModelRow
+from kernelforge.report.tables import number, percent
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number and what it is."""
+
+    value: str
+    text: str
+
+
+def tiles(frame: Frame) -> list[Tile]:
+    """At most four headline numbers."""
+    found = []
+    decoding = _headline(frame)
+    if decoding is not None:
+        record = decoding.record
+        text = f"tok/s decoding {record.model} in {record.weights}"
+        if math.isfinite(decoding.ratio):
+            text += f", {number(decoding.ratio)}× the generic kernels"
+        found.append(Tile(number(record.median), text))
+    mean = geometric_mean([row.speedup for row in frame.kernels])
+    if math.isfinite(mean):
+        text = "as fast as the default variants (geometric mean)"
+        found.append(Tile(f"{number(mean)}×", text))
+    if frame.kernels:
+        trials = sum(row.trials for row in frame.kernels)
+        found.append(Tile(str(len(frame.kernels)), f"problems tuned, in {trials} trials"))
+    if frame.ceilings is not None:
+        found.append(Tile(number(frame.ceilings.read_gbps), "GB/s measured read bandwidth"))
+    return found
+
+
+def speedup_sentence(frame: Frame) -> str:
+    """How much tuning gained over the default variants."""
+    rows = [row for row in frame.kernels if math.isfinite(row.speedup)]
+    if not rows:
+        return ""
+    best = max(rows, key=lambda row: row.speedup)
+    mean = geometric_mean([row.speedup for row in rows])
+    kept = sum(row.speedup == 1 for row in rows)
+    text = (
+        f"Over {len(rows)} problems the winner is {number(mean)}× as fast as the family's default "
+        f"variant (geometric mean); most of all {best.name}, {number(best.speedup)}×."
+    )
+    if kept:
+        text += f" For {kept} nothing was faster beyond noise, so the default stays."
+    return text
+
+
+def share_sentence(frame: Frame) -> str:
+    """How near the kernels come to the ceilings."""
+    rows = [row for row in frame.kernels if math.isfinite(row.rate.share)]
+    if not rows:
+        return ""
+    best = max(rows, key=lambda row: row.rate.share)
+    return (
+        f"Nearest to its ceiling comes {best.name} with {percent(best.rate.share)} % of the "
+        f"{best.rate.bound} ceiling. Small problems stay far below: a dispatch costs more than "
+        "the bytes it moves."
+    )
+
+
+def model_sentence(frame: Frame) -> str:
+    """What tuning means for a model as a whole."""
+    compared = [row for row in frame.models if math.isfinite(row.ratio)]
+    if not compared:
+        return "Median of several repetitions, by the wall clock, everything included."
+    turns = all(row.in_turns for row in compared)
+    how = "both measured in turns" if turns else "not all of them measured in turns"
+    parts = []
+    for what, decodes in (("decoding", True), ("prefill", False)):
+        ratios = [row.ratio for row in compared if row.record.decodes is decodes]
+        if ratios:
+            parts.append(f"{what} is {_range(ratios)} as fast as with the generic ones")
+    return f"With tuned kernels {' and '.join(parts)} ({how})."
+
+
+def _range(ratios: list[float]) -> str:
+    low, high = number(min(ratios)), number(max(ratios))
+    return f"{low}×" if low == high else f"{low}× to {high}×"
+
+
+def _headline(frame: Frame) -> ModelRow | None:
+    """The fastest decode of the largest model with tuned kernels, or with any."""
+    rows = [row for row in frame.models if row.record.decodes]
+    tuned = [row for row in rows if not row.record.is_generic] or rows
+    return max(tuned, key=lambda r: (r.record.parameters, r.record.median), default=None)

@@ -1,0 +1,230 @@
+"""The report's tables. Page, markdown and CSV all print these cells: the numbers cannot differ."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+
+from kernelforge.report.frame import Frame
+from kernelforge.report.kernels import KernelRow
+from kernelforge.report.models import ModelRow
+
+NONE = "–"
+"""In place of a number that there is not; in CSV the cell is empty."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        name: in CSV, unit at the end.
+        title: for people.
+        is_number: set flush right.
+    """
+
+    name: str
+    title: str
+    is_number: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, ready to be shown.
+
+    Attributes:
+        name: of its CSV file.
+        title: its heading.
+        note: a sentence on what the columns mean.
+    """
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def to_csv(self) -> str:
+        """Comma-separated, with a heading."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([column.name for column in self.columns])
+        for row in self.rows:
+            writer.writerow(["" if cell == NONE else cell for cell in row])
+        return text.getvalue()
+
+    def to_markdown(self) -> str:
+        """A pipe table."""
+        lines = [
+            [column.title for column in self.columns],
+            ["---:" if column.is_number else "---" for column in self.columns],
+            *self.rows,
+        ]
+        return "\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in lines)
+
+
+KERNEL_COLUMNS = (
+    Column("family", "family", False),
+    Column("precision", "type", False),
+    Column("problem", "problem", False),
+    Column("variant", "variant", False),
+    Column("median_us", "median µs"),
+    Column("spread_percent", "spread %"),
+    Column("default_us", "default µs"),
+    Column("speedup", "speedup"),
+    Column("gbps", "GB/s"),
+    Column("gflops", "GFLOP/s"),
+    Column("share_percent", "share %"),
+    Column("bound", "bound", False),
+    Column("trials", "trials"),
+    Column("failed", "failed"),
+)
+MODEL_COLUMNS = (
+    Column("model", "model", False),
+    Column("sizes", "sizes", False),
+    Column("weights", "weights", False),
+    Column("bundle", "kernels", False),
+    Column("test", "test", False),
+    Column("tok_per_s", "tok/s"),
+    Column("spread_percent", "spread %"),
+    Column("repetitions", "reps"),
+    Column("ratio_to_generic", "× generic"),
+    Column("ratio_interval", "95 % interval", False),
+    Column("host_us_per_token", "host µs/token"),
+    Column("touched_mb_per_token", "weights MB/token"),
+    Column("gbps", "GB/s"),
+    Column("read_share_percent", "of read bandwidth %"),
+    Column("state_kb", "state kB"),
+    Column("dispatches_per_token", "dispatches"),
+)
+CEILING_COLUMNS = (
+    Column("ceiling", "ceiling", False),
+    Column("value", "measured"),
+    Column("unit", "unit", False),
+)
+HISTORY_COLUMNS = (
+    Column("family", "family", False),
+    Column("precision", "type", False),
+    Column("problem", "problem", False),
+    Column("trial", "trial"),
+    Column("us", "µs"),
+    Column("best_us", "best µs"),
+)
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number with this many decimals; `NONE` where it is none."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else NONE
+
+
+def microseconds(ns: float) -> str:
+    """Nanoseconds as µs."""
+    return number(ns / 1e3)
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as a number of percent."""
+    return number(100 * share, digits)
+
+
+def tables(frame: Frame) -> list[Table]:
+    """Every table with rows: kernels, models, ceilings, history."""
+    found = [kernel_table(frame), model_table(frame), ceiling_table(frame), history_table(frame)]
+    return [table for table in found if table.rows]
+
+
+def kernel_table(frame: Frame) -> Table:
+    """A row per tuned problem."""
+    return Table(
+        "kernels",
+        "Kernels",
+        KERNEL_COLUMNS,
+        tuple(_kernel(row) for row in frame.kernels),
+        "Times are medians per dispatch; the spread is the median absolute deviation. "
+        "Share is of the lower of the two measured ceilings, memory or compute: above 100 where "
+        "data stays in a cache. Default is the family's default variant, timed in turns with the "
+        "winner.",
+    )
+
+
+def model_table(frame: Frame) -> Table:
+    """A row per model bench."""
+    return Table(
+        "models",
+        "Models",
+        MODEL_COLUMNS,
+        tuple(_model(row) for row in frame.models),
+        "pp is prefill of a prompt of so many tokens, tg is decoding of so many, one by one; "
+        "tok/s is the median, by the wall clock. Host time is what Python adds to each token.",
+    )
+
+
+def ceiling_table(frame: Frame) -> Table:
+    """What the device can do at best."""
+    c = frame.ceilings
+    rows = () if c is None else (
+        ("memory read", number(c.read_gbps), "GB/s"),
+        ("memory copy, read plus written", number(c.copy_gbps), "GB/s"),
+        ("float32 multiply-add", number(c.fma_gflops), "GFLOP/s"),
+        ("one more dispatch in a plan", number(c.dispatch_us), "µs"),
+        ("submit and wait", number(c.submit_us), "µs"),
+    )  # fmt: skip
+    note = "Each is the best of a few variants of a kernel that does one thing only."
+    return Table("ceilings", "Measured ceilings", CEILING_COLUMNS, rows, note)
+
+
+def history_table(frame: Frame) -> Table:
+    """A row per trial."""
+    rows = []
+    for kernel in frame.kernels:
+        best = math.inf
+        for i, ns in enumerate(kernel.history, 1):
+            best = min(best, ns) if math.isfinite(ns) else best
+            place = kernel.family, kernel.precision, kernel.problem
+            rows.append((*place, str(i), microseconds(ns), microseconds(best)))
+    return Table("history", "Tuning history", HISTORY_COLUMNS, tuple(rows))
+
+
+def _kernel(row: KernelRow) -> tuple[str, ...]:
+    return (
+        row.family,
+        row.precision,
+        row.problem,
+        row.variant,
+        microseconds(row.median_ns),
+        percent(row.spread_ns / row.median_ns),
+        microseconds(row.default_ns),
+        number(row.speedup),
+        number(row.rate.gbps),
+        number(row.rate.gflops),
+        percent(row.rate.share),
+        row.rate.bound or NONE,
+        str(row.trials),
+        str(row.failed),
+    )
+
+
+def _model(row: ModelRow) -> tuple[str, ...]:
+    record = row.record
+    interval = f"{number(row.low)} to {number(row.high)}" if row.in_turns else NONE
+    decodes = record.decodes and record.dispatches > 0
+    return (
+        record.model,
+        record.sizes,
+        record.weights,
+        record.bundle,
+        record.test,
+        number(record.median),
+        percent(record.spread / record.median),
+        str(len(record.tok_per_s)),
+        number(row.ratio),
+        interval,
+        number(record.host_us, 1) if decodes else NONE,
+        number(record.touched_bytes / 1e6) if decodes else NONE,
+        number(record.gbps) if decodes else NONE,
+        percent(record.read_share) if decodes else NONE,
+        number(record.state_bytes / 1e3, 1),
+        str(record.dispatches) if decodes else NONE,
+    )
