@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             output.table(HEADERS, [_row(tuning, r) for r in finished])
             output.text(f"bundle:  {bundle}")
             output.text(f"journal: {tuning.folder / options.JOURNAL_FILE}")
-            check = tuning.check_in_place(bundle) if args.model else None
+            checks = tuning.check_in_place(bundle) if args.model else []
         except KeyboardInterrupt:
             print(
                 f"kernelforge tune: interrupted; {len(finished)} of {len(tuning.tasks)} problems "
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return 130
-        if check is not None:
+        for check in checks:
             output.text(check.line())
         output.text(f"next:    {_next(args, bundle)}")
         output.document(
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
                 "journal": tuning.folder / options.JOURNAL_FILE,
                 "ceilings": tuning.ceilings.to_json(),
                 "results": [_result(tuning, r) for r in finished],
-                "in_place": None if check is None else check.to_json(),
+                "in_place": [check.to_json() for check in checks],
             }
         )
     return 0

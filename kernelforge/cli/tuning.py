@@ -132,15 +132,22 @@ class Tuning:
         cost = family.cost(result.problem, family.precision(result.precision))
         return rate(cost, result.best.median_ns, self.ceilings).share
 
-    def check_in_place(self, bundle: Path) -> InPlace | None:
-        """Decodes a few tokens with the new bundle and with the generic one, in turns."""
-        weights = self._weights()[0]
+    def check_in_place(self, bundle: Path) -> list[InPlace]:
+        """Decodes a few tokens with the new bundle and with the generic one, in turns.
+
+        Returns:
+            One comparison per weight format; none where two models do not fit the device.
+        """
         tuned, generic = KernelSet.open(self.device.info, bundle), self._generic_kernels()
+        model, device = self._args.model, self.device
         try:
-            return compare_in_place(self._args.model, self.device, weights, tuned, generic)
+            return [
+                compare_in_place(model, device, weights, tuned, generic)
+                for weights in self._weights()
+            ]
         except OutOfMemoryError as error:
             self._output.note(f"the model was not run with both bundles side by side: {error}")
-            return None
+            return []
 
     def _weights(self) -> list[str]:
         return [name.strip() for name in self._args.weights.split(",")]
