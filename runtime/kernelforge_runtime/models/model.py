@@ -74,8 +74,8 @@ class Model:
         try:
             self._weights = self._file.load(self._ops, checkpoint, self.config)
             for name, (entries, *shape) in self.config.state_shapes.items():
-                memory = self._ops.store.arena.take(4 * entries * int(np.prod(shape)), zero=True)
-                self._ops.state[name] = DeviceState(memory, tuple(shape))
+                arena = self._ops.store.arena
+                self._ops.state[name] = DeviceState.make(arena, entries, tuple(shape))
             self._buffers = StepBuffers(
                 device.buffer(16, "step", host_visible=True),
                 device.buffer(4 * max(BUCKETS), "tokens", host_visible=True),
@@ -100,7 +100,7 @@ class Model:
     def read_state(self) -> dict[str, NDArray[np.float32]]:
         """The resident state's values."""
         return {
-            name: self._ops.state[name].memory.download(np.float32, shape)
+            name: self._ops.state[name].read(shape[0])
             for name, shape in self.config.state_shapes.items()
         }
 
@@ -111,7 +111,7 @@ class Model:
         if current is not None:
             current.move_out()
         for name, array in state.arrays.items():
-            self._ops.state[name].memory.upload(array)
+            self._ops.state[name].write(array)
         state.move_in(self)
         self._resident = weakref.ref(state)
 

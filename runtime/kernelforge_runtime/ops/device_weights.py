@@ -13,6 +13,7 @@ from kernelforge_runtime.dtypes import F16, DType, encode
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.ops.vocabulary import Part
 from kernelforge_runtime.plan import Arena
+from kernelforge_runtime.plan.arena import ALIGNMENT
 from kernelforge_runtime.vk import BufferSlice, Device
 
 ROUTE_ROWS = 32
@@ -30,20 +31,38 @@ class DeviceVector:
 
 @dataclass(frozen=True)
 class DeviceState:
-    """Entries of one kind of recurrent state, one behind the other, float32.
+    """Entries of one kind of recurrent state, float32, each where a binding may start.
 
     Attributes:
-        memory: [entries, *shape].
+        memory: all entries, one behind the other.
         shape: of one entry.
     """
 
     memory: BufferSlice
     shape: tuple[int, ...]
 
+    @classmethod
+    def make(cls, arena: Arena, entries: int, shape: tuple[int, ...]) -> DeviceState:
+        """Zeros for so many entries."""
+        size = _padded(4 * math.prod(shape), ALIGNMENT)
+        return cls(arena.take(entries * size, zero=True), shape)
+
     @property
     def entry_bytes(self) -> int:
-        """Size of one entry in bytes."""
-        return 4 * math.prod(self.shape)
+        """Bytes from one entry to the next."""
+        return _padded(4 * math.prod(self.shape), ALIGNMENT)
+
+    def write(self, values: NDArray[np.float32]) -> None:
+        """Uploads every entry, [entries, *shape]."""
+        padded = np.zeros((len(values), self.entry_bytes // 4), np.float32)
+        padded[:, : math.prod(self.shape)] = values.reshape(len(values), -1)
+        self.memory.upload(padded)
+
+    def read(self, entries: int) -> NDArray[np.float32]:
+        """Downloads every entry, [entries, *shape]."""
+        padded = self.memory.download(np.float32, (entries, self.entry_bytes // 4))
+        packed = np.ascontiguousarray(padded[:, : math.prod(self.shape)])
+        return packed.reshape(entries, *self.shape)
 
     def entry(self, index: int) -> BufferSlice:
         """One entry's memory."""
