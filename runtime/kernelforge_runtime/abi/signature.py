@@ -93,7 +93,7 @@ class Signature:
         """The 32-bit push constants as bytes, little endian (addresses not included).
 
         Raises:
-            PlanError: a constant has no value, or an unsigned one is out of range.
+            PlanError: a constant has no value, or one that is out of range.
         """
         out = bytearray()
         for constant in self.push_constants:
@@ -103,7 +103,7 @@ class Signature:
                 )
             value = values[constant.name]
             if constant.dtype == F32:
-                out += struct.pack("<f", value)
+                out += _float(constant.name, value)
             elif isinstance(value, int) and 0 <= value < 2**32:
                 out += struct.pack("<I", value)
             else:
@@ -150,6 +150,13 @@ class Signature:
             raise PlanError(
                 f"signature has a wrong form: {type(error).__name__}: {error}"
             ) from error
+
+
+def _float(name: str, value: float) -> bytes:
+    try:
+        return struct.pack("<f", value)
+    except (OverflowError, struct.error):
+        raise PlanError(f"push constant {name}={value!r}: expected a float32") from None
 
 
 def _size(term: str, dims: Mapping[str, int]) -> int:

@@ -1,0 +1,172 @@
+"""States: saved, loaded, cloned; parked on the host or resident on a device."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+import kernelforge_runtime as kf
+from kernelforge_runtime.errors import ModelError
+from kernelforge_runtime.state import FORMAT, State
+from tests.models.checkpoints import random_rwkv7
+
+SHAPES = {"shift": (4, 32), "wkv": (2, 1, 32, 32)}
+
+
+@pytest.fixture
+def state(rng):
+    made = State.zero("rwkv7", SHAPES)
+    for array in made.arrays.values():
+        array[...] = rng.standard_normal(array.shape)
+    return made
+
+
+def equal(a, b):
+    return a.arrays.keys() == b.arrays.keys() and all(
+        np.array_equal(a.arrays[n], b.arrays[n]) for n in a.arrays
+    )
+
+
+def write(path, tensors, metadata=None):
+    path.write_bytes(save(tensors, metadata))
+    return path
+
+
+def test_a_saved_state_is_loaded_bit_for_bit(state, tmp_path):
+    state.save(tmp_path / "s.safetensors")
+    loaded = State.load(tmp_path / "s.safetensors", "rwkv7", SHAPES)
+    assert equal(loaded, state)
+    assert loaded.version == "rwkv7"
+    loaded.arrays["shift"][0, 0] += 1  # writable, and its own
+    assert not equal(loaded, state)
+
+
+def test_a_file_has_the_same_bytes_each_time_and_nothing_is_left_beside_it(state, tmp_path):
+    for name in ("a", "b"):
+        state.save(tmp_path / name)
+    state.save(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_failed_save_leaves_the_old_file_whole(state, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ModelError, match=r"state .*folder was not written: .*use another path"):
+        state.save(tmp_path / "folder")
+    with pytest.raises(ModelError, match="was not written"):
+        state.save(tmp_path / "missing" / "s")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_clone_is_independent(state):
+    twin = state.clone()
+    assert equal(twin, state)
+    twin.arrays["wkv"][...] = 0
+    assert state.arrays["wkv"].any()
+
+
+def test_float64_states_are_saved_as_float32(tmp_path):
+    state = State.zero("rwkv7", SHAPES, np.float64)
+    state.arrays["shift"][0, 0] = 1 / 3
+    state.save(tmp_path / "s")
+    assert State.load(tmp_path / "s", "rwkv7", SHAPES).arrays["shift"][0, 0] == np.float32(1 / 3)
+
+
+def test_a_state_of_another_model_version_is_refused(state, tmp_path):
+    state.save(tmp_path / "s")
+    with pytest.raises(ModelError, match="is of model version rwkv7; this one is rwkv6"):
+        State.load(tmp_path / "s", "rwkv6", SHAPES)
+
+
+def test_a_state_that_another_program_wrote_is_read(state, tmp_path):
+    for metadata in (None, {"writer": "me"}, {"kernelforge": "?"}, {"kernelforge": "[1]"}):
+        path = write(tmp_path / "s", state.arrays, metadata)
+        assert equal(State.load(path, "rwkv7", SHAPES), state)
+    named = {"kernelforge": json.dumps([FORMAT, "rwkv7"])}
+    assert equal(State.load(write(tmp_path / "s", state.arrays, named), "rwkv7", SHAPES), state)
+
+
+def test_a_state_of_other_shapes_is_refused(state, tmp_path):
+    state.save(tmp_path / "s")
+    for shapes in ({"shift": (4, 32)}, {**SHAPES, "shift": (32, 4)}, {**SHAPES, "more": (1,)}):
+        with pytest.raises(ModelError, match=r"another model's|this model's take"):
+            State.load(tmp_path / "s", "rwkv7", shapes)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_state_that_is_not_finite_is_refused(state, tmp_path, value):
+    state.arrays["wkv"][1, 0, 3, 4] = value
+    path = write(tmp_path / "s", state.arrays)
+    with pytest.raises(ModelError, match="wkv is not finite float32"):
+        State.load(path, "rwkv7", SHAPES)
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F16", "F64", "F8_E4M3", "I32", "BOOL", "nonsense"])
+def test_a_state_of_another_element_type_is_refused(tmp_path, kind):
+    width = {"BF16": 2, "F16": 2, "F64": 8, "I32": 4}.get(kind, 1)
+    ends = np.cumsum([0, 128 * width, 2048 * width]).tolist()
+    header = {
+        name: {"dtype": kind, "shape": list(shape), "data_offsets": ends[i : i + 2]}
+        for i, (name, shape) in enumerate(SHAPES.items())
+    }
+    text = json.dumps(header).encode()
+    (tmp_path / "s").write_bytes(struct.pack("<Q", len(text)) + text + bytes(ends[-1]))
+    with pytest.raises(ModelError, match=r"state .*/s"):
+        State.load(tmp_path / "s", "rwkv7", SHAPES)
+
+
+def test_damaged_missing_and_huge_files_are_refused(state, tmp_path):
+    path = tmp_path / "s"
+    with pytest.raises(ModelError, match="cannot be read"):
+        State.load(path, "rwkv7", SHAPES)
+    with pytest.raises(ModelError, match="cannot be read"):
+        State.load(tmp_path, "rwkv7", SHAPES)
+    state.save(path)
+    whole = path.read_bytes()
+    for data in (b"", whole[:7], whole[:100], whole[:-1], whole + b"\0", b"\xff" * 64):
+        path.write_bytes(data)
+        with pytest.raises(ModelError, match="damaged or no state file"):
+            State.load(path, "rwkv7", SHAPES)
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # sparse: must not be read
+    with pytest.raises(ModelError, match="this model's take"):
+        State.load(path, "rwkv7", SHAPES)
+
+
+def test_a_resident_state_is_read_back_when_somebody_looks():
+    class Elsewhere:
+        reads = 0
+
+        def read_state(self):
+            self.reads += 1
+            return {"shift": np.full((4, 32), 7, np.float32)}
+
+    elsewhere, state = Elsewhere(), State.zero("rwkv7", SHAPES)
+    state.move_in(elsewhere)
+    assert elsewhere.reads == 0
+    assert (state.arrays["shift"] == 7).all()
+    assert (state.clone().arrays["shift"] == 7).all()
+    state.move_out()
+    state.arrays["shift"][...] = 8
+    assert elsewhere.reads == 3
+    assert (state.arrays["shift"] == 8).all()
+
+
+def three_heads_of_32(weights):
+    for name in [n for n in weights if n.endswith("att.r_k")]:
+        weights[name] = np.full((3, 32), 0.1, np.float32)
+
+
+@pytest.mark.vulkan
+def test_a_width_that_is_no_multiple_of_a_binding_s_alignment_runs_everywhere(device, tmp_path):
+    path = random_rwkv7(tmp_path / "m.safetensors", width=96, change=three_heads_of_32)
+    expected, kept = kf.load_reference(path).forward(list(range(11)), full_output=True)
+    with kf.load_model(path, device, weights="f32") as model:
+        found, state = model.forward(list(range(10)), full_output=True)
+        last, state = model.forward([10], state.clone())
+        np.testing.assert_allclose(found, expected[:10], atol=1e-4)
+        np.testing.assert_allclose(last, expected[10], atol=1e-4)
+        for name, array in kept.arrays.items():
+            np.testing.assert_allclose(state.arrays[name], array, atol=1e-4)
