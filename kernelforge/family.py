@@ -32,6 +32,10 @@ def _no_constants(problem: Problem) -> Mapping[str, int | float]:
     return {}
 
 
+def _always(precision: DType, params: Mapping[str, Any]) -> bool:
+    return True
+
+
 def _any_problem(problem: Problem) -> str | None:
     return None
 
@@ -58,6 +62,8 @@ class KernelFamily:
         tolerance: factor on the tolerance of the precision.
         requires: GLSL extensions that the compiler must accept, e.g. `GL_KHR_cooperative_matrix`.
         problem_rule: says why a problem is not possible, None where it is.
+        matters: whether these parameters make a kernel of their own in this precision; where a
+            parameter changes nothing, all but one of its values are left out of the search.
         templates: folder of the template where that is not the installation's; `lib/` still is.
     """
 
@@ -76,6 +82,7 @@ class KernelFamily:
     tolerance: float = 1.0
     requires: tuple[str, ...] = ()
     problem_rule: Callable[[Problem], str | None] = _any_problem
+    matters: Callable[[DType, Mapping[str, Any]], bool] = _always
     templates: Traversable | None = None
 
     def __post_init__(self) -> None:
@@ -126,8 +133,9 @@ class KernelFamily:
         self, precision: str | DType, device: DeviceInfo, problem: Problem | None = None
     ) -> list[dict[str, Any]]:
         """Every configuration that the space and the device allow, in the space's order."""
+        dtype = self.precision(precision)
         found = self.space.valid(device, problem)
-        return [p for p in found if self.fits(precision, p, device) is None]
+        return [p for p in found if self.matters(dtype, p) and self.fits(dtype, p, device) is None]
 
     def default(
         self, precision: str | DType, device: DeviceInfo, problem: Problem | None = None

@@ -36,12 +36,7 @@ GENERIC = "generic"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's options."""
     parser.add_argument("model", nargs="?", metavar="MODEL", help=".pth or .safetensors file")
-    parser.add_argument(
-        "--shape",
-        metavar="NAME",
-        help="in place of a file: random weights of a released size (v7-0.1b, v7-0.4b, v7-1.5b, "
-        "v7-2.9b) or of any, e.g. L12.C768.V65536",
-    )
+    options.add(parser, "shape")
     options.add(
         parser,
         "weights",
@@ -92,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if args.device == CPU and (args.bundle or args.compare_bundle):
         raise UsageError("--device cpu has no kernels: bundles need a Vulkan device")
     output = Output(args)
-    path = _model_file(args, output)
+    path = options.model_file(args, output.note)
     _check(path, args.weights)
     if args.device == CPU:
         records, ceilings = _run_reference(args, path, output), None
@@ -116,17 +111,6 @@ def _sizes(text: str) -> tuple[int, ...]:
     if max(found) > 1 << 16:
         raise argparse.ArgumentTypeError(f"{max(found)} tokens: at most {1 << 16}")
     return tuple(size for size in found if size)
-
-
-def _model_file(args: argparse.Namespace, output: Output) -> Path:
-    if args.model is not None:
-        return Path(args.model)
-    from kernelforge.convert.random_model import random_model
-    from kernelforge.resources import cache_dir
-
-    folder = cache_dir() / "models"
-    output.note(f"{args.shape}: random weights, kept in {folder}")
-    return random_model(args.shape, folder)
 
 
 def _check(path: Path, weights: Sequence[str]) -> None:

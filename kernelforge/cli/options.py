@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,11 @@ SHARED: dict[str, dict[str, Any]] = {
         "metavar": "FOLDER",
         "help": "bundle of kernels, or a folder of bundles (default: the best one for the device)",
     },
+    "shape": {
+        "metavar": "NAME",
+        "help": "in place of a file: random weights of a released size (v7-0.1b, v7-0.4b, "
+        "v7-1.5b, v7-2.9b) or of any, e.g. L12.C768.V65536",
+    },
     "weights": {
         "metavar": "FORMAT",
         "default": "f16",
@@ -106,6 +112,18 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     for name, details in COMMON.items():
         if f"--{name}" not in parser._option_string_actions:
             parser.add_argument(f"--{name}", **details)
+
+
+def model_file(args: argparse.Namespace, note: Callable[[str], None]) -> Path:
+    """The file of `--model` or MODEL, or one of random weights made for `--shape`."""
+    if args.shape is None:
+        return Path(args.model)
+    from kernelforge.convert.random_model import random_model
+    from kernelforge.resources import cache_dir
+
+    folder = cache_dir() / "models"
+    note(f"{args.shape}: random weights, kept in {folder}")
+    return random_model(args.shape, folder)
 
 
 def journal_folder(given: str | None, slug: str) -> Path:

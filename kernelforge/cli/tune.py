@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `tune` takes."""
     what = parser.add_argument_group("what to tune: the problems of a model, or of one family")
     what.add_argument("--model", metavar="FILE", help="a .safetensors or .pth file")
+    options.add(what, "shape")
     options.add(what, "weights", help="weight formats to tune for, e.g. f16,bf16 (default: f16)")
     options.add(what, "family")
     options.add(what, "precision", help="element type of the weights (default: all of the family)")
@@ -62,6 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tunes, packs, and says what came of it."""
     output = Output(args)
+    if args.model and args.shape:
+        raise UsageError("--model and --shape do not go together: a shape stands for a model")
+    if args.shape:
+        args.model = str(options.model_file(args, output.note))
     if bool(args.model) == bool(args.family):
         raise UsageError("give --model FILE, or --family NAME with --problem M=..,K=..")
     if args.model and (args.problem or args.precision):

@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,7 +23,7 @@ from kernelforge.measure.baseline import Ceilings, measure_ceilings
 from kernelforge.measure.roofline import rate
 from kernelforge.pack import Winner, choose, pack, winner
 from kernelforge.pack.generic import generic_winners
-from kernelforge.render import render, template_sha256
+from kernelforge.render import template_sha256
 from kernelforge.tune.budget import Budget
 from kernelforge.tune.journal import Journal
 from kernelforge.tune.problems import TuneTask, collect_tasks
@@ -211,13 +210,8 @@ def _winners(result: TuneResult) -> list[Winner]:
         if not final.ok or not best_ns <= final.median_ns <= best_ns * (1 + SLACK):
             continue
         params = family.space.normalise(Variant.parse(final.variant).values)
-        rendered = render(family, result.precision, params)
         module = compile_variant(family, result.precision, params)
-        # The default may be a finalist that was never a trial: it comes without hashes.
-        measured = replace(
-            final, glsl_sha256=rendered.sha256, template_sha256=rendered.template_sha256
-        )
-        found.append(winner(measured, module, len(result.trials), default_ns))
+        found.append(winner(final, module, len(result.trials), default_ns))
     return found
 
 

@@ -143,4 +143,5 @@ GEMM = KernelFamily(
     ),
     default_problems=(Problem(M=3072, K=768, S=1, T=256),),
     problem_rule=refuses_unpadded,
+    matters=lambda precision, p: precision == F16 or p["UNPACK"] == "half",
 )

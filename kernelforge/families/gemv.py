@@ -134,4 +134,5 @@ GEMV = KernelFamily(
     ),
     default_problems=(Problem(M=768, K=3072, S=1), Problem(M=4096, K=1024, S=1)),
     problem_rule=refuses_unpadded,
+    matters=lambda precision, p: precision == F16 or p["UNPACK"] == "half",
 )

@@ -196,8 +196,8 @@ def _model_chart(model: str, rows: Sequence[ModelRow], slug: str) -> BarChart:
                 ),
             )
         )
-    what = "Decode" if rows[0].record.decodes else "Prefill"
-    return BarChart(f"{what}, tokens per second: {model}", tuple(bars), ())
+    what = "decode" if rows[0].record.decodes else "prefill"
+    return BarChart(f"{model}: {what}, tokens per second", tuple(bars), ())
 
 
 def _speed(row: ModelRow, slug: str) -> str:

@@ -256,9 +256,8 @@ def _commands(
         )
         if shape == model:
             tune.append(f"kernelforge tune --device {slug} --model {target} --weights {weights}")
-    if kernels and not tune:
-        families = dict.fromkeys(row.family for row in kernels)
-        tune = [f"kernelforge tune --device {slug} --family {name}" for name in families]
+    if not tune:
+        tune = [f"kernelforge tune --device {slug} --model MODEL"]
     return (*(tune if kernels else ()), *bench, f"kernelforge report --device {slug}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
 
 from kernelforge.report import figures, summary
 from kernelforge.report.frame import Frame
@@ -16,6 +17,7 @@ def render_page(frame: Frame, tables: list[Table]) -> str:
     environment = Environment(
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined
     )
+    environment.globals["wbr"] = Markup(".<wbr>")  # long variant names break at their dots
     by_name: dict[str, Table | None] = dict.fromkeys(("kernels", "models", "ceilings", "history"))
     by_name.update({table.name: table for table in tables})
     limits = frame.ceilings

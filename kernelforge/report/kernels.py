@@ -98,7 +98,12 @@ def _from_journal(
     best = choose(finals)
     if best is None:
         return None
-    found = [m for m in group if m.phase == "trial" and _comparable(m, best)]
+    known = next((m.template_sha256 for m in finals if m.template_sha256), "")
+    found = [
+        m
+        for m in group
+        if m.phase == "trial" and m.driver == best.driver and m.template_sha256 in (known, "")
+    ]
     cost = _cost(*key)
     return KernelRow(
         *key,
@@ -143,12 +148,6 @@ def _last_finals(group: Sequence[Measurement]) -> list[Measurement]:
             finals, ended = [], False
         finals.append(measurement)
     return finals
-
-
-def _comparable(measurement: Measurement, best: Measurement) -> bool:
-    """Whether both were measured with the same driver and, as far as known, the same template."""
-    hashes = {measurement.template_sha256, best.template_sha256} - {""}
-    return measurement.driver == best.driver and len(hashes) <= 1
 
 
 def _rate(cost: tuple[float, float] | None, ns: float, ceilings: HasCeilings | None) -> Rate:

@@ -76,13 +76,16 @@ def model_sentence(frame: Frame) -> str:
     if not compared:
         return "Median of several repetitions, by the wall clock, everything included."
     turns = all(row.in_turns for row in compared)
-    how = "both measured in turns" if turns else "not all of them measured in turns"
+    how = "measured in turns" if turns else "not all of them measured in turns"
     parts = []
-    for what, decodes in (("decoding", True), ("prefill", False)):
+    for what, decodes in (("decoding is", True), ("prefill", False)):
         ratios = [row.ratio for row in compared if row.record.decodes is decodes]
         if ratios:
-            parts.append(f"{what} is {_range(ratios)} as fast as with the generic ones")
-    return f"With tuned kernels {' and '.join(parts)} ({how})."
+            parts.append(f"{what} {_range(ratios)}")
+    return (
+        f"With tuned kernels {' and '.join(parts)} as fast as with the generic ones ({how}): "
+        "median of several repetitions, by the wall clock, everything included."
+    )
 
 
 def _range(ratios: list[float]) -> str:

@@ -20,6 +20,7 @@ from kernelforge.measure import statistics
 from kernelforge.measure.bench import Bench, Timer
 from kernelforge.measure.measurement import Measurement, Outcome
 from kernelforge.measure.verify import Verification
+from kernelforge.render import render
 from kernelforge.variant import Variant
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.errors import DeviceError, DeviceLostError, PlanError
@@ -109,7 +110,17 @@ def _verified(
     earlier = next((c for c in candidates if c.variant == name), None)
     params = bench.family.space.normalise(Variant.parse(name).values)
     blank = earlier or bench.describe(params)
-    blank = replace(blank, phase="final", note="", samples_ns=(), seed=seed)
+    # The default may be a finalist that was never a trial: its hashes are not known yet.
+    rendered = render(bench.family, bench.precision, params)
+    blank = replace(
+        blank,
+        phase="final",
+        note="",
+        samples_ns=(),
+        seed=seed,
+        glsl_sha256=rendered.sha256,
+        template_sha256=rendered.template_sha256,
+    )
     try:
         module = compile_variant(bench.family, bench.precision, params)
         found = _checked(bench, module, params, seed)
