@@ -42,7 +42,8 @@ say "devices"
 "${kernelforge[@]}" doctor | tee "$out/doctor.txt" || true
 
 say "conformance: every family and precision against its oracle on this device"
-KERNELFORGE_DEVICE=${DEVICE:-} "$python" -m pytest tests/families/test_conformance.py tests/models -q \
+name=${DEVICE:-$("$python" -c 'import kernelforge_runtime as kf; print(kf.open_device().info.name)')}
+KERNELFORGE_TEST_DEVICES=$name "$python" -m pytest tests/families/test_conformance.py tests/models -q \
   | tee "$out/conformance.txt"
 
 for weights in bf16 f16; do

@@ -10,14 +10,15 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 SWIFTSHADER = ROOT / ".setup" / "swiftshader" / "vk_swiftshader_icd.json"
 LAYERS = Path("/usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json")
-DEVICES = ("llvmpipe", "swiftshader")
+DEVICES = tuple(os.environ.get("KERNELFORGE_TEST_DEVICES", "llvmpipe,swiftshader").split(","))
+"""Parts of device names; `make gpu` puts the GPU's here."""
 
 # Before anything opens a device: both software devices are listed, and calls are validated.
 if SWIFTSHADER.is_file() and "VK_DRIVER_FILES" not in os.environ:
     os.environ.setdefault("VK_ADD_DRIVER_FILES", str(SWIFTSHADER))
 if LAYERS.is_file():
     os.environ.setdefault("KERNELFORGE_VALIDATION", "1")
-os.environ.setdefault("KERNELFORGE_DEVICE", "llvmpipe")
+os.environ.setdefault("KERNELFORGE_DEVICE", DEVICES[0])
 
 from kernelforge_runtime.errors import DeviceError  # noqa: E402
 from kernelforge_runtime.vk import open_device  # noqa: E402
@@ -54,8 +55,8 @@ def device(request):
 
 @pytest.fixture
 def llvmpipe():
-    """Mesa's software device: the one that speed does not matter on least."""
-    return opened("llvmpipe")
+    """Where one device will do: Mesa's software device, or the first that was asked for."""
+    return opened(DEVICES[0])
 
 
 @pytest.fixture

@@ -11,7 +11,13 @@ import zlib
 import numpy as np
 import pytest
 
-from kernelforge.compile import compile_variant, find_compiler, missing_extensions, validate
+from kernelforge.compile import (
+    carried_store,
+    compile_variant,
+    find_compiler,
+    missing_extensions,
+    validate,
+)
 from kernelforge.errors import CompileError
 from kernelforge.families import get_family, load_families
 from kernelforge.family import KernelFamily
@@ -26,12 +32,10 @@ from kernelforge_runtime.vk import Device
 RANDOM_VARIANTS = 3
 CEILINGS = {family.name: family for family in (READ, COPY, FMA)}
 
-# Parameter values that a device gets wrong for a reason that is known. The tuner verifies on the
-# device itself, so it never chooses them there.
-KNOWN_WRONG = {
-    # It makes f16 subnormals into float32 subnormals, which SwiftShader flushes to zero.
-    ("swiftshader", "f16", "UNPACK", "shift"),
-}
+# Makes f16 subnormals into float32 subnormals: wrong where those are flushed to zero, which a
+# device may do. The tuner verifies on the device itself, so it never chooses it there.
+NEEDS_SUBNORMALS = ("f16", "UNPACK", "shift")
+KEEP_SUBNORMALS = {"llvmpipe"}
 
 CASES = [
     pytest.param(name, precision.name, id=f"{name}-{precision}")
@@ -48,13 +52,12 @@ def chosen(
     family: KernelFamily, precision: DType, device: Device, problem: Problem
 ) -> list[dict[str, object]]:
     """The default and a few others that are possible here, the same on every run."""
-    wrong = {
-        (n, v) for slug, p, n, v in KNOWN_WRONG if (slug, p) == (device.info.slug, str(precision))
-    }
+    in_precision, name, value = NEEDS_SUBNORMALS
+    flushed = device.info.slug not in KEEP_SUBNORMALS and str(precision) == in_precision
     valid = [
         params
         for params in family.valid(precision, device.info, problem)
-        if not wrong & set(params.items())
+        if not (flushed and params.get(name) == value)
     ]
     if not valid:
         return []
@@ -65,6 +68,8 @@ def chosen(
 
 
 def needs_compiler(family: KernelFamily) -> None:
+    if carried_store() is not None:
+        return
     try:
         find_compiler()
     except CompileError as error:
