@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,9 @@ def print_csv(records: Sequence[BenchRecord]) -> None:
     for record in records:
         data = record.to_json()
         data["tok_per_s"] = " ".join(map(str, data["tok_per_s"]))
-        writer.writerow([*data.values(), *(round(getattr(record, name), 4) for name in extra)])
+        found = [getattr(record, name) for name in extra]
+        rounded = [round(value, 4) if math.isfinite(value) else None for value in found]
+        writer.writerow([*data.values(), *rounded])
 
 
 def document(records: Sequence[BenchRecord], ceilings: Ceilings | None) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def document(records: Sequence[BenchRecord], ceilings: Ceilings | None) -> dict[
                 "bundle": first.bundle,
                 "compared_with": second.bundle,
                 "pairs": pairs(first, second),
-                "ratio": ratio.ratio,
+                "ratio": median(pairs(first, second)),
                 "low": ratio.low,
                 "high": ratio.high,
                 "spread": spread(pairs(first, second)),
@@ -123,14 +126,13 @@ def _speed_row(record: BenchRecord) -> tuple[str, ...]:
 
 
 def _decode_row(record: BenchRecord) -> tuple[str, ...]:
-    share = record.read_share
     return (
         record.weights,
         record.bundle,
         f"{record.host_us:.1f}",
         f"{record.touched_bytes / 1e6:.2f} MB",
         f"{record.gbps:.2f}",
-        percent(share) if share == share else "not measured",
+        percent(record.read_share) if math.isfinite(record.read_share) else "not measured",
         f"{record.state_bytes / 1e3:.1f} kB",
         str(record.dispatches),
         record.kernels,
@@ -139,7 +141,7 @@ def _decode_row(record: BenchRecord) -> tuple[str, ...]:
 
 def percent(share: float) -> str:
     """A share as people read it."""
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f} %" if math.isfinite(share) else "-"
 
 
 def _ratio_row(first: BenchRecord, second: BenchRecord, ratio: Interval) -> tuple[str, ...]:

@@ -85,8 +85,8 @@ class BenchRecord:
 
     @property
     def spread(self) -> float:
-        """Median absolute deviation, tokens per second."""
-        return statistics.spread(self.tok_per_s)
+        """Median absolute deviation, tokens per second; NaN of a single repetition."""
+        return statistics.spread(self.tok_per_s) if len(self.tok_per_s) > 1 else math.nan
 
     @property
     def decodes(self) -> bool:

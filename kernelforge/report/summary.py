@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from kernelforge.measure.statistics import median
 from kernelforge.report.frame import Frame, geometric_mean
 from kernelforge.report.models import ModelRow
 from kernelforge.report.tables import number, percent
@@ -65,8 +66,8 @@ def share_sentence(frame: Frame) -> str:
     best = max(rows, key=lambda row: row.rate.share)
     return (
         f"Nearest to its ceiling comes {best.name} with {percent(best.rate.share)} % of the "
-        f"{best.rate.bound} ceiling. Small problems stay far below: a dispatch costs more than "
-        "the bytes it moves."
+        f"{best.rate.bound} ceiling; half of the {len(rows)} kernels reach "
+        f"{percent(median([row.rate.share for row in rows]))} % of theirs or more."
     )
 
 
