@@ -1,0 +1,123 @@
+"""gemv: routes, epilogues, reductions, and the edges of its weight formats."""
+
+import numpy as np
+import pytest
+
+from kernelforge.choices import epilogue
+from kernelforge.families.gemv import GEMV
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.dtypes import BF16, F16, F32, decode, encode
+from tests.families.running import assert_close, run, variants
+
+pytestmark = [pytest.mark.vulkan, pytest.mark.glslang]
+
+SHAPES = (
+    {"REDUCE": "subgroup", "WORKGROUP": 8, "LANES": 8},
+    {"REDUCE": "subgroup", "WORKGROUP": 4, "LANES": 4},
+    {"REDUCE": "subgroup", "WORKGROUP": 32, "LANES": 8, "ROWS": 4},
+    {"REDUCE": "hybrid", "WORKGROUP": 64, "LANES": 64, "ROWS": 4},
+    {"REDUCE": "shared", "WORKGROUP": 64, "LANES": 16, "ROWS": 8, "VEC": 2},
+    {"REDUCE": "shared", "WORKGROUP": 16, "LANES": 4, "ROWS": 1, "VEC": 1, "ADDRESS": True},
+)
+
+
+def test_every_block_of_32_rows_has_its_own_input_and_epilogue(device, rng):
+    problem = Problem(M=32 * 5, K=64, S=3)
+    given = GEMV.inputs(problem, F32, rng)
+    given["route"][:, 0] = [128, 0, 64, 0, 32]  # the last one straddles two inputs
+    given["route"][:, 2] = [0, 1, 2, 3, 4]
+    expected = GEMV.oracle(problem, F32, given, {})
+    for params in variants(GEMV, F32, device, problem, *SHAPES):
+        assert_close(
+            GEMV, problem, run(device, GEMV, F32, params, problem, given), expected, params
+        )
+
+
+def test_all_reductions_agree_on_sums_that_are_exact(device, rng):
+    problem = Problem(M=96, K=544, S=1)
+    given = GEMV.inputs(problem, F32, rng)
+    given["weight"] = rng.integers(-8, 9, (96, 544)).astype(np.float32)
+    given["in_x"] = rng.integers(-8, 9, (1, 544)).astype(np.float32)
+    given["route"][:, 2] = 4
+    given["out_y"] = rng.integers(-8, 9, 96).astype(np.float32)
+    exact = given["weight"] @ given["in_x"][0] + given["out_y"]
+    tried = variants(GEMV, F32, device, problem, *SHAPES)
+    assert len({p["REDUCE"] for p in tried}) == 3
+    for params in tried:
+        found = run(device, GEMV, F32, params, problem, given)["out_y"]
+        np.testing.assert_array_equal(found, exact, str(params))
+
+
+@pytest.mark.parametrize("code", range(5))
+def test_epilogues_saturate_without_overflow(device, code):
+    problem = Problem(M=32, K=32, S=1)
+    values = np.linspace(-120, 120, 32, dtype=np.float32)
+    weight = np.zeros((32, 32), np.float32)
+    weight[:, 0] = values
+    given = {
+        "weight": weight,
+        "in_x": np.eye(1, 32, dtype=np.float32),
+        "route": np.array([[0, 32, code, 0]], np.uint32),
+        "out_y": np.ones(32, np.float32),
+    }
+    for params in variants(GEMV, F32, device, problem):
+        found = run(device, GEMV, F32, params, problem, given)["out_y"]
+        expected = epilogue(code, values.astype(np.float64), np.ones(32))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def diagonal(values, precision):
+    """Weights with these values on the diagonal, times an input of ones."""
+    weight = np.zeros((32, 32), np.float32)
+    np.fill_diagonal(weight, values)
+    return {
+        "weight": encode(weight, precision),
+        "in_x": np.ones((1, 32), np.float32),
+        "route": np.array([[0, 32, 0, 0]], np.uint32),
+        "out_y": np.zeros(32, np.float32),
+    }
+
+
+@pytest.mark.parametrize("unpack", ["half", "shift"])
+def test_f16_normal_values_up_to_the_largest_are_exact(device, unpack):
+    edges = np.array([65504, 1, 2**-14, 1 + 2**-10, 0.333251953125, 2**-13 - 2**-24, 0.0, 1000])
+    values = np.concatenate([edges, -edges, edges * 0.5, -0.0 * edges]).astype(np.float16)
+    values[16:][np.abs(values[16:]) < 2**-14] = 0  # halves that would be subnormal
+    problem = Problem(M=32, K=32, S=1)
+    given = diagonal(values.astype(np.float32), F16)
+    for params in variants(GEMV, F16, device, problem, {"VEC": 1}, {"VEC": 2}):
+        found = run(device, GEMV, F16, {**params, "UNPACK": unpack}, problem, given)["out_y"]
+        np.testing.assert_array_equal(found, values.astype(np.float32), str(params))
+
+
+@pytest.mark.parametrize("unpack", ["half", "shift"])
+def test_f16_subnormals_are_exact(device, unpack):
+    if unpack == "shift" and device.info.slug == "swiftshader":
+        pytest.skip("SwiftShader flushes float32 subnormals, which is what shifting makes of them")
+    bits = np.array([1, 2, 3, 0x200, 0x3FF, 0x400, 0x8001, 0x83FF] * 4, np.uint16)
+    values = bits.view(np.float16).astype(np.float32)
+    problem = Problem(M=32, K=32, S=1)
+    for params in variants(GEMV, F16, device, problem):
+        given = diagonal(values, F16)
+        found = run(device, GEMV, F16, {**params, "UNPACK": unpack}, problem, given)["out_y"]
+        np.testing.assert_array_equal(found, values, str(params))
+
+
+def test_bf16_weights_are_exact_over_their_whole_range(device, rng):
+    values = decode(rng.integers(0x0100, 0x7E00, 32).astype(np.uint16), BF16)
+    values[::2] *= -1
+    problem = Problem(M=32, K=32, S=1)
+    for params in variants(GEMV, BF16, device, problem, {"VEC": 1}, {"ADDRESS": True}):
+        found = run(device, GEMV, BF16, params, problem, diagonal(values, BF16))["out_y"]
+        np.testing.assert_array_equal(found, values, str(params))
+
+
+def test_a_nan_in_one_input_stays_out_of_blocks_that_do_not_read_it(device, rng):
+    problem = Problem(M=64, K=64, S=2)
+    given = GEMV.inputs(problem, F32, rng)
+    given["in_x"][1] = np.nan
+    given["route"][:, 0], given["route"][:, 2] = [0, 64], 0
+    for params in variants(GEMV, F32, device, problem, *SHAPES[:3]):
+        found = run(device, GEMV, F32, params, problem, given)["out_y"]
+        assert np.isfinite(found[:32]).all()
+        assert np.isnan(found[32:]).all()
