@@ -109,6 +109,9 @@ class DeviceWeights:
             places.append((rows, len(part.weight), _without_weight(part)))
             rows += _padded(len(part.weight), ROUTE_ROWS)
         rows = _padded(max(rows, min_rows), ROUTE_ROWS)
+        if self.format.nbytes(rows * k) > self.arena.device.info.max_storage_buffer:
+            # It goes in pages, token by token: every token's row of outputs must be bindable.
+            rows = _padded(rows, ALIGNMENT // 4)
         packed = np.zeros((rows, k), self.format.np)
         for (row, count, _), part in zip(places, parts, strict=True):
             packed[row : row + count, : part.weight.shape[1]] = self._encode(part.name, part.weight)
