@@ -72,6 +72,15 @@ class State:
         """Size in bytes; the same after one token and after a million."""
         return sum(array.nbytes for array in self._arrays.values())
 
+    def check(self, version: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises ModelError where this is not a state of such a model."""
+        found = {name: array.shape for name, array in self._arrays.items()}
+        if self.version != version or found != dict(shapes):
+            raise ModelError(
+                f"the state given is another model's: {self.version} {found}; "
+                f"this model's are {version} {dict(shapes)}"
+            )
+
     def clone(self) -> State:
         """An independent copy, on the host."""
         return State(self.version, {name: array.copy() for name, array in self.arrays.items()})

@@ -170,3 +170,35 @@ def test_a_width_that_is_no_multiple_of_a_binding_s_alignment_runs_everywhere(de
         np.testing.assert_allclose(last, expected[10], atol=1e-4)
         for name, array in kept.arrays.items():
             np.testing.assert_allclose(state.arrays[name], array, atol=1e-4)
+
+
+@pytest.mark.vulkan
+def test_another_model_s_state_and_a_foreign_token_are_refused_and_nothing_changes(
+    llvmpipe, tmp_path
+):
+    small, large = (
+        random_rwkv7(tmp_path / f"{width}.safetensors", width=width) for width in (64, 128)
+    )
+    with kf.load_model(small, llvmpipe) as model, kf.load_model(large, llvmpipe) as other:
+        _, state = model.forward([1, 2])
+        expected, _ = model.forward([3], state.clone())
+        for run in (model, kf.load_reference(small)):
+            for foreign in (other.new_state(), State("rwkv6", state.clone().arrays)):
+                with pytest.raises(ModelError, match="the state given is another model's"):
+                    run.forward([3], foreign)
+        for token in (96, -1, 2**40):
+            with pytest.raises(ModelError, match=f"token {token}"):
+                model.greedy(token, state)
+        found, _ = model.forward([3], state)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.vulkan
+def test_a_float64_state_of_the_reference_continues_on_a_device(llvmpipe, tmp_path):
+    path = random_rwkv7(tmp_path / "m.safetensors")
+    reference = kf.load_reference(path, np.float64)
+    _, state = reference.forward([1, 2, 3])
+    expected, _ = reference.forward([4], state.clone())
+    with kf.load_model(path, llvmpipe, weights="f32") as model:
+        found, _ = model.forward([4], state)
+    np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -108,6 +108,7 @@ class Model:
         current = self._resident() if self._resident is not None else None
         if current is state:
             return
+        state.check(self.config.version, self.config.state_shapes)
         if current is not None:
             current.move_out()
         for name, array in state.arrays.items():
@@ -152,6 +153,8 @@ class Model:
 
     def greedy(self, token: int, state: State) -> int:
         """Runs one token; the id of the largest logit, chosen on the device."""
+        if not 0 <= token < self.config.vocab:
+            check_tokens([token], self.config.vocab)
         self._make_resident(state)
         views = self._token_view
         views[0] = token

@@ -63,6 +63,7 @@ class Reference:
         """
         ids = check_tokens(tokens, self.config.vocab)
         state = state if state is not None else self.new_state()
+        state.check(self.config.version, self.config.state_shapes)
         arrays: Mapping[str, NDArray[np.generic]] = state.arrays
         outputs = []
         for start in range(0, len(ids), CHUNK):
