@@ -29,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--model", metavar="FILE", help="a .safetensors or .pth file")
     options.add(what, "shape")
     options.add(what, "weights", help="weight formats to tune for, e.g. f16,bf16 (default: f16)")
+    what.add_argument(
+        "--steps",
+        metavar="T,..",
+        type=_steps,
+        default=(1, 256),
+        help="tokens per step of the model whose problems are tuned; 1 is decode (default: 1,256)",
+    )
     options.add(what, "family")
     options.add(what, "precision", help="element type of the weights (default: all of the family)")
     options.add(what, "problem", help="e.g. M=4096,K=4096,S=1 (default: usual ones of the family)")
@@ -58,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="go on with the searches that the storage holds (default); --no-resume starts anew",
     )
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    return tuple(options.positive(part) for part in text.split(","))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 
 SLACK = 0.03
 """What a problem may lose where that lets it share a module with another one."""
-STEPS = (1, 256)
-"""Tokens of the steps whose problems are tuned: decode, and prefill in chunks."""
 
 
 class Tuning:
@@ -156,7 +154,7 @@ class Tuning:
         kernels = self._generic_kernels()
         for weights in self._weights():
             with load_model(self._args.model, self.device, kernels, weights) as model:
-                found += model.problems(STEPS)
+                found += model.problems(self._args.steps)
         return collect_tasks(found, load_families())
 
     def _family_tasks(self) -> list[TuneTask]:

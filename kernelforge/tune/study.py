@@ -196,7 +196,8 @@ def tune_problems(
     results: list[TuneResult] = []
     failure: TuneError | None = None
     for i, task in enumerate(ordered):
-        seconds = share(deadline.left_s, [t.weight for t in ordered[i:]])
+        # The root: prefill's products weigh hundreds of times what decode's do, and both matter.
+        seconds = share(deadline.left_s, [t.weight**0.5 for t in ordered[i:]])
         # Even with no time left every problem gets its default and a look around.
         own = replace(budget, seconds=None if seconds is None else max(seconds, 0.5))
         try:
