@@ -7,6 +7,7 @@ GPU's driver would.
 import dataclasses
 import hashlib
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -138,3 +139,15 @@ def test_every_driver_has_a_file_of_its_own(make, device, monkeypatch):
         names.add(make().path.name)
         monkeypatch.undo()
     assert len(names) == 4
+
+
+def test_without_a_home_folder_nothing_is_kept(make, device, monkeypatch, caplog):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    cache = make()
+    assert cache._loaded == b""
+    cache.write(driver_blob(device.info))
+    assert any("not saved" in m for m in caplog.messages)
