@@ -51,11 +51,21 @@ def load_model(
 
     Args:
         path: the checkpoint.
-        device: an open device; the best one of the machine is opened where None.
+        device: an open device; where None the best one of the machine is opened, and closed
+            again with the model.
         bundle: kernels from `load_bundle`; the best ones for the device where None.
         weights: "f32", "bf16" or "f16".
 
     Raises:
         KernelForgeError: the file, the device or the bundle cannot serve; one line says why.
     """
-    return _load_model(path, device if device is not None else open_device(), bundle, weights)
+    if device is not None:
+        return _load_model(path, device, bundle, weights)
+    device = open_device()
+    try:
+        model = _load_model(path, device, bundle, weights)
+    except BaseException:
+        device.close()
+        raise
+    model.owns_device = True
+    return model

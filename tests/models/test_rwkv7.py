@@ -143,6 +143,16 @@ def test_a_state_outlives_its_model(random_model, llvmpipe):
     assert worst(logits, expected) < 1e-6
 
 
+def test_a_model_loaded_without_a_device_opens_one_and_closes_it(random_model):
+    with kf.load_model(random_model) as model:
+        device = model.device
+        logits, _ = model.forward([1, 2])
+    assert np.isfinite(logits).all()
+    assert device.handle is None
+    with pytest.raises(kf.KernelForgeError):
+        kf.load_model(random_model, weights="int3")
+
+
 def test_state_bytes_do_not_grow(random_model, llvmpipe):
     with kf.load_model(random_model, llvmpipe) as model:
         _, state = model.forward([1])

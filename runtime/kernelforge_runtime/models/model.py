@@ -30,7 +30,7 @@ from kernelforge_runtime.vk import Buffer, Device
 from kernelforge_runtime.weights import Checkpoint, open_checkpoint
 
 Output = Literal["last", "full", "greedy"]
-BUCKETS = (1, 8, 32, 128, 256)
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Numbers of tokens that plans are recorded for; a chunk runs in the smallest that holds it."""
 
 
@@ -71,6 +71,8 @@ class Model:
         self._buffers: StepBuffers | None = None
         self.wait_ns = 0
         """Host time spent waiting for the device so far."""
+        self.owns_device = False
+        """Whether closing the model closes the device too."""
         try:
             self._weights = self._file.load(self._ops, checkpoint, self.config)
             for name, (entries, *shape) in self.config.state_shapes.items():
@@ -269,6 +271,8 @@ class Model:
             self._buffers.step.close()
             self._buffers.token.close()
             self._buffers = None
+        if self.owns_device:
+            self.device.close()
 
     def __enter__(self) -> Model:
         return self

@@ -16,7 +16,8 @@ from kernelforge_runtime.vk import BufferSlice, CommandBuffer, Device, Timestamp
 from kernelforge_runtime.vk.descriptors import DescriptorPool
 
 Timing = Literal["none", "ends", "each"]
-DEFAULT_TIMEOUT_S = 60.0
+DEFAULT_TIMEOUT_S = 600.0
+"""Long enough for a large model on a software device; a device that hangs is given up after it."""
 
 
 class Plan:
