@@ -9,6 +9,8 @@ out=out/demo
 models=(runtime/demo/*.safetensors)
 model=${models[0]}
 seconds=${DEMO_SECONDS:-75}
+# A second run goes on where the first one stopped: a short look is enough.
+[[ -d $out/tuned ]] && seconds=${DEMO_SECONDS:-15}
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -21,7 +23,7 @@ say "tune: the demo model's own problems, $seconds seconds at most"
   --out "$out/tuned" --journal "$out/journal"
 bundle=$(find "$out/tuned" -mindepth 1 -maxdepth 1 -type d | head -n 1)
 
-say "run: greedy, from the bundle just made"
+say "run: text, from the bundle just made"
 "$kernelforge" run "$model" "And it came to pass" --tokens 300 --temperature 1 --top-p 0.5 --seed 7 \
   --bundle "$bundle" --stats
 
