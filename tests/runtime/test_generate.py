@@ -107,6 +107,8 @@ class TwoTokens:
 
     name = "letters"
 
+    end_token = 0
+
     def encode(self, text):
         return [ord(c) % 255 + 1 for c in text]
 
@@ -127,7 +129,7 @@ def always(token):
 
 
 @pytest.mark.parametrize(("vocab", "tokens"), [(300, 0), (256, 4)])
-def test_token_0_ends_a_text_except_in_a_byte_vocabulary(tmp_path, vocab, tokens):
+def test_the_end_token_ends_a_text_and_a_byte_vocabulary_has_none(tmp_path, vocab, tokens):
     path = random_rwkv7(tmp_path / "m.safetensors", vocab=vocab, change=always(0))
     statistics = Statistics()
     model = kf.load_reference(path)

@@ -10,9 +10,6 @@ from kernelforge_runtime.models import Model, Reference
 from kernelforge_runtime.state import State
 from kernelforge_runtime.text import Sampler, Sampling, StreamDecoder, Tokenizer, load_tokenizer
 
-END_OF_TEXT = 0
-"""Token 0 ends a document in the World and Pile vocabularies."""
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -63,7 +60,7 @@ def generate(
     Args:
         model: from load_model or load_reference.
         prompt: text, or token ids.
-        max_tokens: tokens at most; token 0 ends the text sooner, except in a byte vocabulary.
+        max_tokens: tokens at most; the vocabulary's end token, if it has one, ends the text sooner.
         sampling: how tokens are chosen; the official defaults where None.
         tokenizer: picked by the vocabulary's size where None.
         state: to start from; updated in place.
@@ -77,7 +74,6 @@ def generate(
     sampling = sampling if sampling is not None else Sampling()
     counted = statistics if statistics is not None else Statistics()
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-    ends = model.config.vocab > 256
     sampler, stream = Sampler(sampling, tokenizer), StreamDecoder(tokenizer)
     counted.prompt_tokens = len(ids)
     started = time.perf_counter()
@@ -86,16 +82,18 @@ def generate(
     counted.prefill_s = time.perf_counter() - started
     started = time.perf_counter()
     for count in range(1, max_tokens + 1):
-        if ends and token == END_OF_TEXT:
+        if token == tokenizer.end_token:
+            if tail := stream.flush():
+                yield Piece(token, tail)
             break
         counted.tokens, counted.decode_s = count, time.perf_counter() - started
-        yield Piece(token, stream.push(token))
+        text = stream.push(token)
         if count == max_tokens:
+            yield Piece(token, text + stream.flush())
             break
+        yield Piece(token, text)
         if sampling.is_greedy:
             token = model.greedy(token, state)
         else:
             logits, state = model.forward([token], state)
             token = sampler.choose(logits)
-    if tail := stream.flush():
-        yield Piece(token, tail)
