@@ -186,7 +186,7 @@ class Rwkv7:
         x = ops.layer_norm(ops.embedding(weights.embedding), *weights.ln0)
         v_first = None
         for i, layer in enumerate(weights.layers):
-            shifted = ops.token_shift(ops.layer_norm(x, *layer.ln1), "shift", 2 * i, layer.mix)
+            shifted = ops.norm_shift(x, layer.ln1, "shift", 2 * i, layer.mix)
             proj = ops.linear(shifted, layer.project)
             lora = ops.linear(proj, layer.expand)
             s, v_first = ops.rwkv7_gates(proj, lora, layer.gates, v_first)
@@ -194,9 +194,7 @@ class Rwkv7:
             y = ops.rwkv7_readout(y, s, lora, layer.readout, GROUP_NORM_EPS)
             x = ops.linear(y, layer.output, add_to=x)
 
-            shifted = ops.token_shift(
-                ops.layer_norm(x, *layer.ln2), "shift", 2 * i + 1, layer.ffn_mix
-            )
+            shifted = ops.norm_shift(x, layer.ln2, "shift", 2 * i + 1, layer.ffn_mix)
             k = ops.linear(shifted, layer.ffn_key)
             x = ops.linear(k, layer.ffn_value, add_to=x)
         x = ops.layer_norm(x, *weights.ln_out, last=not full_output)

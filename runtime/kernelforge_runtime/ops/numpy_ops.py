@@ -86,6 +86,12 @@ class NumpyOps:
         mixed: Array = x + delta * mix[:, None, :]
         return mixed
 
+    def norm_shift(
+        self, x: Array, norm: tuple[Array, Array], state: str, index: int, mix: Array
+    ) -> Array:
+        """The one after the other, [S, T, C]."""
+        return self.token_shift(self.layer_norm(x, *norm), state, index, mix)
+
     def linear(self, x: Array, matrix: StackedParts, add_to: Array | None = None) -> Array:
         """[T, rows]; rows between parts are zero."""
         stacked = x if x.ndim == 3 else x[None]

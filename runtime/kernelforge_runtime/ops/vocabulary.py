@@ -65,6 +65,11 @@ class OpSet(Protocol):
     def token_shift(self, x: Tensor, state: str, index: int, mix: Vector) -> Tensor:
         """X + (x_before - x) mix for every mix of [S, C]; carries on entry `index` of `state`."""
 
+    def norm_shift(
+        self, x: Tensor, norm: tuple[Vector, Vector], state: str, index: int, mix: Vector
+    ) -> Tensor:
+        """Layer norm (weight, bias), then token shift: [S, T, C]; the carry is the normed token."""
+
     def linear(self, x: Tensor, matrix: Matrix, add_to: Tensor | None = None) -> Tensor:
         """Every part's product with its slot and columns of x, [T, rows]; `add_to` is added to."""
 

@@ -172,6 +172,39 @@ class VulkanOps:
         )
         return out
 
+    def norm_shift(
+        self,
+        x: Temporary,
+        norm: tuple[DeviceVector, DeviceVector],
+        state: str,
+        index: int,
+        mix: DeviceVector,
+        eps: float = 1e-5,
+    ) -> Temporary:
+        """[S, T, C]: one dispatch for one token, two for more."""
+        if self._tokens > 1:
+            return self.token_shift(self.layer_norm(x, *norm, eps), state, index, mix)
+        mixes, width = mix.shape
+        carry = self.state[state].entry(index)
+        out = Temporary((mixes, 1, width))
+        self._builder.call(
+            "norm_shift",
+            "f32",
+            Problem(C=width, S=mixes),
+            {
+                "in_x": x,
+                "weight": norm[0].memory,
+                "bias": norm[1].memory,
+                "carry": carry,
+                "mix_by": mix.memory,
+                "out_y": out,
+                "next_carry": carry,
+            },
+            {"eps": eps},
+            label=f"{state}.{index}",
+        )
+        return out
+
     def _carried_aside(self, state: str) -> BufferSlice:
         """Memory as large as a state, which a step of many tokens may not yet overwrite."""
         if state not in self._aside_memory:
