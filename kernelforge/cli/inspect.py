@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kernelforge.cli import options
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
-
-if TYPE_CHECKING:
-    from kernelforge_runtime.abi.device_info import DeviceInfo
 
 MODEL_SUFFIXES = (".safetensors", ".st", ".pth", ".pt", ".bin")
 
@@ -68,22 +64,6 @@ def run(args: argparse.Namespace) -> int:
 
         show_family(args, output)
     return 0
-
-
-def device_profile(args: argparse.Namespace, output: Output) -> DeviceInfo:
-    """The device asked for; where there is none at all, the generic profile."""
-    from kernelforge_runtime.abi.device_info import GENERIC
-    from kernelforge_runtime.errors import DeviceError
-    from kernelforge_runtime.vk import open_device
-
-    try:
-        with open_device(args.device) as device:
-            return device.info
-    except DeviceError as error:
-        if args.device is not None:
-            raise
-        output.note(f"for any Vulkan 1.2 device, because: {error}")
-        return GENERIC
 
 
 def _bundle_folder(name: str) -> Path | None:

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kernelforge.cli.inspect import device_profile
 from kernelforge.cli.output import Output
 from kernelforge.compile import compile_rendered, validate
 from kernelforge.errors import CompileError
@@ -17,11 +16,25 @@ from kernelforge.families import get_family
 from kernelforge.family import KernelFamily
 from kernelforge.render import render
 from kernelforge.variant import Variant
-from kernelforge_runtime.abi.device_info import DeviceInfo
+from kernelforge_runtime.abi.device_info import GENERIC, DeviceInfo
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.signature import Signature
 from kernelforge_runtime.abi.spirv import reflect
 from kernelforge_runtime.bundle import why_not
+from kernelforge_runtime.errors import DeviceError
+from kernelforge_runtime.vk import open_device
+
+
+def device_profile(args: argparse.Namespace, output: Output) -> DeviceInfo:
+    """The device asked for; where there is none at all, the generic profile."""
+    try:
+        with open_device(args.device) as device:
+            return device.info
+    except DeviceError as error:
+        if args.device is not None:
+            raise
+        output.note(f"for any Vulkan 1.2 device, because: {error}")
+        return GENERIC
 
 
 def show_family(args: argparse.Namespace, output: Output) -> None:
