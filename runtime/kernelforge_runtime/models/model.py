@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +36,12 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass
 class Step:
-    """A recorded plan with the memory it works in."""
+    """A recorded plan with the calls it was made from and the memory it works in."""
 
     plan: Plan
+    calls: list[Call]
     work: Buffer | None
-    logits: Any
+    logits: Temporary
 
     def close(self) -> None:
         """Releases plan and memory."""
@@ -155,18 +156,17 @@ class Model:
 
     def greedy(self, token: int, state: State) -> int:
         """Runs one token; the id of the largest logit, chosen on the device."""
-        if not 0 <= token < self.config.vocab:
+        self._place(token, state)
+        step = self._steps.get((1, "greedy")) or self._record(1, "greedy")
+        self._submit(step.plan)
+        return int(self._token_view[0])  # argmax writes where the next step reads
+
+    def _place(self, token: int, state: State) -> None:
+        """Makes a step of one token ready to run."""
+        if not 0 <= token < self.config.vocab:  # a NumPy check costs more than the step's Python
             check_tokens([token], self.config.vocab)
         self._make_resident(state)
-        views = self._token_view
-        views[0] = token
-        self._run_greedy()
-        return int(views[0])
-
-    def _run_greedy(self) -> None:
-        step = self._steps.get((1, "greedy")) or self._record(1, "greedy")
-        self._step_view[0] = 1
-        self._submit(step.plan)
+        self._token_view[0], self._step_view[0] = token, 1
 
     def _run(self, ids: NDArray[np.uint32], output: Output) -> Step:
         bucket = next(b for b in BUCKETS if b >= len(ids))
@@ -183,9 +183,9 @@ class Model:
         self.wait_ns += time.perf_counter_ns() - started
 
     def _logits(self, step: Step, count: int) -> NDArray[np.float32]:
-        memory: Buffer = step.work  # type: ignore[assignment]
-        rows: Temporary = step.logits
-        found = memory.download(np.float32, (count, rows.shape[-1]), rows.offset)
+        assert step.work is not None
+        rows = step.logits
+        found = step.work.download(np.float32, (count, rows.shape[-1]), rows.offset)
         return np.ascontiguousarray(found[:, : self.config.vocab])
 
     def _write(self, tokens: int, output: Output) -> tuple[PlanBuilder, Temporary]:
@@ -204,11 +204,12 @@ class Model:
         dispatches, work = builder.finish(self.device)
         try:
             name = f"{self.config.version} {output} of {tokens} tokens"
-            step = Step(Plan(self.device, dispatches, timestamps, name), work, logits)
+            plan = Plan(self.device, dispatches, timestamps, name)
         except BaseException:
             if work is not None:
                 work.close()
             raise
+        step = Step(plan, builder.calls, work, logits)
         if timestamps == "none":
             self._steps[(tokens, output)] = step
         return step
@@ -241,16 +242,13 @@ class Model:
 
         The state moves on as in `greedy`. Empty times where the queue has no timestamps.
         """
-        self._make_resident(state)
-        builder, logits = self._write(1, "greedy")
-        dispatches, work = builder.finish(self.device)
-        plan = Plan(self.device, dispatches, "each", "trace")
+        self._place(token, state)
+        step = self._record(1, "greedy", "each")
         try:
-            self._token_view[0], self._step_view[0] = token, 1
-            plan.run()
-            return list(zip(builder.calls, plan.dispatch_ns(), strict=False))
+            step.plan.run()
+            return list(zip(step.calls, step.plan.dispatch_ns(), strict=False))
         finally:
-            Step(plan, work, logits).close()
+            step.close()
 
     @property
     def weight_bytes(self) -> int:

@@ -167,10 +167,6 @@ class Device:
         """Stops counting an object that was released."""
         self._owned.pop(id(item), None)
 
-    def wait_idle(self) -> None:
-        """Waits until the device has done all that was submitted."""
-        check(self.lib.vkDeviceWaitIdle(self.handle), f"waiting for {self.info.name}")
-
     def close(self) -> None:
         """Releases everything the device owns, then the device; a second call does nothing."""
         if self.handle is None:
