@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge.space import Choice, Constraint, Flag
+from kernelforge.space import Choice, Constraint, Flag, ProblemConstraint
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Addressing
+from kernelforge_runtime.dtypes import F16, F32, DType
 
 ADDRESS = Flag("ADDRESS", needs="buffer_device_address")
 ROUTE_ROWS = 32
@@ -23,6 +24,34 @@ ROUTE_ROWS = 32
 def addressing(p: Mapping[str, Any]) -> Addressing:
     """How a variant's buffers are bound."""
     return "address" if p["ADDRESS"] else "descriptor"
+
+
+def activation_bits() -> tuple[Choice | ProblemConstraint, ...]:
+    """X for templates that read or write activations in either width (lib/activations).
+
+    float16 moves in whole words of two, which asks nothing of the device.
+    """
+    return (
+        Choice("X", (32, 16), default=32),
+        ProblemConstraint(
+            "compiled for these activations", lambda p, d, problem: p["X"] == problem["X"]
+        ),
+    )
+
+
+def activation_type(given: Mapping[str, Any]) -> DType:
+    """Element type of activations, for a variant's parameters or for a problem."""
+    return F16 if given["X"] == 16 else F32
+
+
+def refuses_activations(problem: Problem, *quads: str) -> str | None:
+    """Activations have 16 or 32 bits; the dimensions `quads` are moved in vectors of four."""
+    for name in quads:
+        if problem[name] % 4:
+            return f"{name} must be a multiple of 4, found {problem[name]}"
+    if problem["X"] not in (16, 32):
+        return f"activations have 16 or 32 bits, found X={problem['X']}"
+    return None
 
 
 def workgroup_reduction(default: int = 64) -> tuple[Choice | Constraint, ...]:

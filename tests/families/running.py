@@ -46,6 +46,12 @@ def variants(
     return found
 
 
+def declared(family: KernelFamily, problem: Problem) -> dict[str, Any]:
+    """The declared default, in which a parameter named like a dimension has its value."""
+    default = family.space.declared_default
+    return {name: problem.get(name, value) for name, value in default.items()}
+
+
 def run(
     device: Device,
     family: KernelFamily,
@@ -102,7 +108,7 @@ def assert_close(
     note: Any = "",
 ) -> None:
     """Every expected output, within the tolerance that the tuner allows."""
-    signature = family.signature(family.precisions[0], family.space.declared_default)
+    signature = family.signature(family.precisions[0], declared(family, problem))
     for binding in signature.bindings:
         if binding.name in expected:
             length = reduction_length(problem, binding.shape)

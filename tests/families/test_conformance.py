@@ -28,6 +28,7 @@ from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.spirv import check_module
 from kernelforge_runtime.dtypes import DType
 from kernelforge_runtime.vk import Device
+from tests.families.running import declared
 
 RANDOM_VARIANTS = 3
 CEILINGS = {family.name: family for family in (READ, COPY, FMA)}
@@ -124,8 +125,8 @@ def test_a_default_variant_renders_the_same_twice_and_is_valid_spirv(
 def test_inputs_and_oracle_have_the_shapes_of_the_signature(name: str, precision_name: str) -> None:
     family = family_of(name)
     precision = family.precision(precision_name)
-    signature = family.signature(precision, family.space.declared_default)
     for problem in family.corner_problems:
+        signature = family.signature(precision, declared(family, problem))
         given = family.inputs(problem, precision, np.random.default_rng(1))
         expected = family.oracle(problem, precision, given, dict(family.constants(problem)))
         for binding in signature.bindings:
