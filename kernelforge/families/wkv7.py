@@ -1,4 +1,4 @@
-"""wkv7: RWKV-7's recurrence over the tokens of a chunk; decode is a chunk of one."""
+"""wkv7: RWKV-7's recurrence over the tokens of each segment; decode is segments of one token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge.choices import ADDRESS, addressing
+from kernelforge.choices import ADDRESS, addressing, random_segments
 from kernelforge.family import Arrays, KernelFamily
 from kernelforge.space import Choice, Constraint, ProblemConstraint, Space
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
@@ -34,12 +34,12 @@ def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     return Signature(
         bindings=(
             Binding("in_s", F32, (6, "T", "H", "N")),
-            Binding("state", F32, ("H", "N", "N"), "readwrite"),
-            Binding("step", U32, (4,)),
-            Binding("out_y", F32, ("T", "H", "N"), "write"),
+            Binding("state", F32, ("B", "H", "N", "N"), "readwrite"),
+            Binding("segment", U32, ("B", 4)),
+            Binding("out_y", F32, ("T", "H", "N"), "readwrite"),
         ),
         push_constants=(PushConstant("T"), PushConstant("H")),
-        grid=Grid(x=(CeilDiv("H"), CeilDiv("N", _rows(p)))),
+        grid=Grid(x=(CeilDiv("H"), CeilDiv("N", _rows(p))), y=(CeilDiv("B"),)),
         workgroup=p["WORKGROUP"],
         subgroup=p["WORKGROUP"] if whole and p["LANES"] > 1 else 0,
         addressing=addressing(p),
@@ -57,8 +57,9 @@ def inputs(problem: Problem, precision: DType, rng: np.random.Generator) -> Arra
     rate = rng.random((t, h, n), dtype=np.float32)
     return {
         "in_s": np.stack([r, w, k, v, -kk, kk * rate]),
-        "state": rng.standard_normal((h, n, n), dtype=np.float32),
-        "step": np.array([t, 0, 0, 0], np.uint32),
+        "state": rng.standard_normal((problem["B"], h, n, n), dtype=np.float32),
+        "segment": random_segments(t, problem["B"], rng),
+        "out_y": rng.standard_normal((t, h, n), dtype=np.float32),
     }
 
 
@@ -68,34 +69,36 @@ def oracle(
     given: Mapping[str, NDArray[Any]],
     constants: Mapping[str, float],
 ) -> Arrays:
-    """The recurrence in float64, token by token.
+    """The recurrence in float64, segment by segment, token by token.
 
     Source: RWKV-7 "Goose" (arXiv 2503.14456), state update as an outer-product form.
     """
     r, w, k, v, a, b = given["in_s"].astype(np.float64)
-    state = given["state"].astype(np.float64)
-    out = np.empty_like(r)
-    for t in range(problem["T"]):
-        sa = (state * a[t, :, None, :]).sum(-1)
-        state = (
-            state * w[t, :, None, :]
-            + sa[:, :, None] * b[t, :, None, :]
-            + v[t, :, :, None] * k[t, :, None, :]
-        )
-        out[t] = (state * r[t, :, None, :]).sum(-1)
-    return {"out_y": out, "state": state}
+    states = given["state"].astype(np.float64)
+    out = given["out_y"].astype(np.float64)
+    for first, count, slot, _ in given["segment"].tolist():
+        for t in range(first, first + count):
+            state = states[slot]
+            sa = (state * a[t, :, None, :]).sum(-1)
+            states[slot] = state = (
+                state * w[t, :, None, :]
+                + sa[:, :, None] * b[t, :, None, :]
+                + v[t, :, :, None] * k[t, :, None, :]
+            )
+            out[t] = (state * r[t, :, None, :]).sum(-1)
+    return {"out_y": out, "state": states}
 
 
 def cost(problem: Problem, precision: DType) -> tuple[float, float]:
-    """(flops, bytes): state in and out once, six vectors in, one out."""
-    t, h, n = (problem[d] for d in "THN")
-    return 10.0 * t * h * n * n, 4.0 * (2 * h * n * n + 7 * t * h * n)
+    """(flops, bytes): each state in and out once, six vectors in, one out."""
+    t, h, n, b = (problem[d] for d in "THNB")
+    return 10.0 * t * h * n * n, 4.0 * (2 * b * h * n * n + 7 * t * h * n)
 
 
 WKV7 = KernelFamily(
     name="wkv7",
     template="wkv7.comp.j2",
-    dims=("T", "H", "N"),
+    dims=("T", "H", "N", "B"),
     precisions=(F32,),
     space=Space(
         Choice("HEAD", (16, 32, 64, 128), default=64),
@@ -133,15 +136,17 @@ WKV7 = KernelFamily(
     oracle=oracle,
     cost=cost,
     corner_problems=(
-        Problem(T=1, H=1, N=64),
-        Problem(T=17, H=3, N=64),
-        Problem(T=5, H=2, N=16),
-        Problem(T=4, H=2, N=32),
+        Problem(T=1, H=1, N=64, B=1),
+        Problem(T=17, H=3, N=64, B=3),
+        Problem(T=9, H=1, N=64, B=1),
+        Problem(T=2, H=1, N=32, B=5),
+        Problem(T=5, H=2, N=16, B=2),
+        Problem(T=4, H=2, N=32, B=4),
     ),
     default_problems=(
-        Problem(T=1, H=12, N=64),
-        Problem(T=256, H=12, N=64),
-        *(Problem(T=1, H=8, N=n) for n in (16, 32)),
+        Problem(T=1, H=12, N=64, B=1),
+        Problem(T=256, H=12, N=64, B=1),
+        *(Problem(T=1, H=8, N=n, B=1) for n in (16, 32)),
     ),
     tolerance=4.0,
     problem_rule=lambda p: (
