@@ -1,4 +1,4 @@
-"""What several families have in common: reductions, addressing, routes, and the segments of a step.
+"""What several families have in common: reductions, addressing, and the routes of matrix products.
 
 Families do not import each other; what two of them need alike stands here once.
 """
@@ -110,21 +110,3 @@ def epilogue(code: int, value: NDArray[Any], before: NDArray[Any]) -> NDArray[An
     if code == 3:
         return np.asarray(1 / (1 + np.exp(-value)))
     return before + value if code == 4 else value
-
-
-def random_segments(tokens: int, segments: int, rng: np.random.Generator) -> NDArray[Any]:
-    """A random segment table [segments, 4] of u32: first token, count, slot, position.
-
-    Slots are a permutation of 0..segments-1. The last token belongs to nobody where there are more
-    tokens than segments, and one segment of three or more is padding, with a count of 0.
-    """
-    active = min(segments - (segments >= 3), tokens)
-    used = tokens - (tokens > segments)
-    cuts = np.sort(rng.choice(np.arange(1, used), active - 1, replace=False))
-    table = np.zeros((segments, 4), np.uint32)
-    where = np.sort(rng.choice(segments, active, replace=False))
-    table[where, 0] = [0, *cuts]
-    table[where, 1] = np.diff([0, *cuts, used])
-    table[:, 2] = rng.permutation(segments)
-    table[:, 3] = rng.integers(0, 1000, segments)
-    return table

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge.choices import ADDRESS, addressing, random_segments
+from kernelforge.choices import ADDRESS, addressing
 from kernelforge.family import Arrays, KernelFamily
+from kernelforge.segments import filled_segments, random_segments
 from kernelforge.space import Choice, Constraint, ProblemConstraint, Space
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
@@ -58,7 +59,7 @@ def inputs(problem: Problem, precision: DType, rng: np.random.Generator) -> Arra
     return {
         "in_s": np.stack([r, w, k, v, -kk, kk * rate]),
         "state": rng.standard_normal((problem["B"], h, n, n), dtype=np.float32),
-        "segment": random_segments(t, problem["B"], rng),
+        "segment": random_segments(problem["B"], t, rng),
         "out_y": rng.standard_normal((t, h, n), dtype=np.float32),
     }
 
@@ -76,7 +77,7 @@ def oracle(
     r, w, k, v, a, b = given["in_s"].astype(np.float64)
     states = given["state"].astype(np.float64)
     out = given["out_y"].astype(np.float64)
-    for first, count, slot, _ in given["segment"].tolist():
+    for _, first, count, slot in filled_segments(given["segment"]):
         for t in range(first, first + count):
             state = states[slot]
             sa = (state * a[t, :, None, :]).sum(-1)
