@@ -1,4 +1,4 @@
-"""token_shift: mixes each token with the one before, for several mixes at once."""
+"""token_shift: mixes each token with the one before it in its sequence, several mixes at once."""
 
 from __future__ import annotations
 
@@ -8,41 +8,55 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge.choices import ADDRESS, addressing
+from kernelforge.choices import (
+    ADDRESS,
+    activation_bits,
+    activation_type,
+    addressing,
+    refuses_activations,
+)
 from kernelforge.family import Arrays, KernelFamily
+from kernelforge.segments import filled_segments, owners, random_segments
 from kernelforge.space import Choice, Space
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
-from kernelforge_runtime.dtypes import F32, U32, DType
+from kernelforge_runtime.dtypes import F32, U32, DType, encode
 
 
 def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     """Bindings, grid and workgroup of one variant."""
+    activation = activation_type(p)
     return Signature(
         bindings=(
-            Binding("in_x", F32, ("T", "C")),
-            Binding("carry", F32, ("C",)),
+            Binding("in_x", activation, ("T", "C")),
+            Binding("carry", F32, ("B", "C")),
             Binding("mix_by", F32, ("S", "C")),
-            Binding("step", U32, (4,)),
-            Binding("out_y", F32, ("S", "T", "C"), "write"),
-            Binding("next_carry", F32, ("C",), "write"),
+            Binding("owner", U32, ("T",)),
+            Binding("segment", U32, ("B", 4)),
+            Binding("out_y", activation, ("S", "T", "C"), "write"),
+            Binding("next_carry", F32, ("B", "C"), "readwrite"),
         ),
         push_constants=(PushConstant("C"), PushConstant("S"), PushConstant("T")),
         grid=Grid(x=(CeilDiv("C", 4 * p["WORKGROUP"]),), y=(CeilDiv("T"),)),
         workgroup=p["WORKGROUP"],
         addressing=addressing(p),
+        fixed=(("X", p["X"]),),
     )
 
 
 def inputs(problem: Problem, precision: DType, rng: np.random.Generator) -> Arrays:
     """Normalised rows and mixes in 0 to 1."""
-    t, c, s = (problem[d] for d in "TCS")
+    t, c, s, b = (problem[d] for d in "TCSB")
+    segment = random_segments(b, t, rng)
+    x = rng.standard_normal((t, c), dtype=np.float32)
     return {
-        "in_x": rng.standard_normal((t, c), dtype=np.float32),
-        "carry": rng.standard_normal(c, dtype=np.float32),
+        "in_x": encode(x, activation_type(problem)),
+        "carry": rng.standard_normal((b, c), dtype=np.float32),
         "mix_by": rng.random((s, c), dtype=np.float32),
-        "step": np.array([t, 0, 0, 0], np.uint32),
+        "owner": owners(segment, t),
+        "segment": segment,
+        "next_carry": rng.standard_normal((b, c), dtype=np.float32),
     }
 
 
@@ -52,34 +66,43 @@ def oracle(
     given: Mapping[str, NDArray[Any]],
     constants: Mapping[str, float],
 ) -> Arrays:
-    """X + (x_before - x) mix; the carry is the last token."""
+    """X + (x_before - x) mix; each carry that is used becomes its segment's last token.
+
+    Tokens of no segment are mixed with the row before them, the first row with itself.
+    """
     x = given["in_x"].astype(np.float64)
-    before = np.concatenate([given["carry"][None], x[:-1]])
+    before = np.concatenate([x[:1], x[:-1]])
+    carry = given["next_carry"].astype(np.float64)
+    for _, first, count, slot in filled_segments(given["segment"]):
+        before[first] = given["carry"][slot]
+        carry[slot] = x[first + count - 1]
     mixed = x + (before - x) * given["mix_by"].astype(np.float64)[:, None, :]
-    return {"out_y": mixed, "next_carry": x[-1]}
+    return {"out_y": mixed, "next_carry": carry}
 
 
 def cost(problem: Problem, precision: DType) -> tuple[float, float]:
-    """(flops, bytes): x once, S outputs."""
-    t, c, s = (problem[d] for d in "TCS")
-    return 2.0 * s * t * c, 4.0 * (t * c * (1 + s) + c * (s + 2))
+    """(flops, bytes): x once, S outputs, the carries in and out."""
+    t, c, s, b = (problem[d] for d in "TCSB")
+    return 2.0 * s * t * c, problem["X"] / 8 * t * c * (1 + s) + 4.0 * c * (s + 2 * b)
 
 
 TOKEN_SHIFT = KernelFamily(
     name="token_shift",
     template="token_shift.comp.j2",
-    dims=("T", "C", "S"),
+    dims=("T", "C", "S", "B", "X"),
     precisions=(F32,),
-    space=Space(Choice("WORKGROUP", (4, 8, 16, 32, 64, 128, 256), default=64), ADDRESS),
+    space=Space(
+        Choice("WORKGROUP", (4, 8, 16, 32, 64, 128, 256), default=64), ADDRESS, *activation_bits()
+    ),
     signature=signature,
     inputs=inputs,
     oracle=oracle,
     cost=cost,
-    corner_problems=(
-        Problem(T=1, C=32, S=1),
-        Problem(T=5, C=96, S=6),
-        Problem(T=3, C=320, S=2),
+    corner_problems=tuple(
+        Problem(T=t, C=c, S=s, B=b, X=x)
+        for x in (32, 16)
+        for t, c, s, b in ((1, 32, 1, 1), (5, 96, 6, 1), (9, 320, 2, 3), (2, 36, 3, 4))
     ),
-    default_problems=(Problem(T=1, C=768, S=6), Problem(T=256, C=768, S=6)),
-    problem_rule=lambda p: f"C must be a multiple of 4, found {p['C']}" if p["C"] % 4 else None,
+    default_problems=tuple(Problem(T=t, C=768, S=6, B=1, X=x) for x in (32, 16) for t in (1, 256)),
+    problem_rule=lambda problem: refuses_activations(problem, "C"),
 )
