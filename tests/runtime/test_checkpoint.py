@@ -49,6 +49,12 @@ def test_every_tensor_comes_back_exactly(tmp_path, write):
             np.testing.assert_array_equal(got, expected(array))
 
 
+@pytest.mark.parametrize("write", [write_pth, write_safetensors])
+def test_a_file_without_metadata_has_an_empty_one(tmp_path, write):
+    with open_checkpoint(write(tmp_path / "m", arrays())) as checkpoint:
+        assert checkpoint.metadata == {}
+
+
 def test_raw_is_a_read_only_view_that_outlives_the_checkpoint(tmp_path):
     checkpoint = open_checkpoint(write_safetensors(tmp_path / "m", arrays()))
     view = checkpoint.raw("emb.weight")

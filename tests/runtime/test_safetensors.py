@@ -9,7 +9,7 @@ import safetensors.numpy
 
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.weights import open_checkpoint
-from kernelforge_runtime.weights.safetensors import read_safetensors
+from kernelforge_runtime.weights.safetensors import MAX_METADATA_BYTES, read_safetensors
 from tests.runtime.model_files import safetensors_bytes
 
 
@@ -40,6 +40,7 @@ def test_files_of_the_library_read_the_same(tmp_path):
         for name, array in arrays.items():
             np.testing.assert_array_equal(checkpoint.raw(name), array)
         assert checkpoint.dtype("ints") == "i8"
+        assert checkpoint.metadata == {"by": 'a "test" \\ é'}
         with pytest.raises(ModelError, match="is i8, weights are"):
             checkpoint.tensor("ints")
 
@@ -47,7 +48,7 @@ def test_files_of_the_library_read_the_same(tmp_path):
 def test_the_shortest_scalar_and_odd_spacing_are_read():
     text = b' { "s" : {\n"shape":[ ] ,"data_offsets":[0,4],\t"dtype":"F32"} }   '
     blob = safetensors_bytes(text.lstrip(), b"\0\0\0\0")
-    assert read_safetensors(blob, len(blob), "m")["s"].shape == ()
+    assert read_safetensors(blob, len(blob), "m")[0]["s"].shape == ()
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,9 @@ def test_the_shortest_scalar_and_odd_spacing_are_read():
         ({"a": entry() | {"x": 1}}, "unexpected or repeated field 'x'"),
         ({"a": [1]}, "expected {"),
         ({"__metadata__": {"k": 5}}, 'expected "'),
+        (b'{"__metadata__":{"k":"\xff"}}', "not valid JSON in UTF-8"),
+        (b'{"__metadata__":{"k":"1","k":"2"}}', "metadata 'k' appears twice"),
+        ({"__metadata__": {"k" * 2000: "1"}}, "a name of 2000 bytes"),
         ({"n" * 2000: entry()}, "a name of 2000 bytes"),
         (b'{"a":{"dtype":"F32","dtype":"F32","shape":[2]}}', "repeated field 'dtype'"),
         (b"[1, 2]", "an object must come first"),
@@ -87,6 +91,14 @@ def test_the_shortest_scalar_and_odd_spacing_are_read():
 )
 def test_a_wrong_header_is_refused(header, says):
     assert says in refused(safetensors_bytes(header, bytes(8)))
+
+
+def test_metadata_of_any_length_is_accepted_and_very_long_texts_are_left_out():
+    texts = {"short": "x", "longest": "y" * MAX_METADATA_BYTES, "long": "z" * 70_000, "none": ""}
+    blob = safetensors_bytes({"__metadata__": texts, "a": entry()}, bytes(8))
+    entries, metadata = read_safetensors(blob, len(blob), "m")
+    assert list(entries) == ["a"]
+    assert metadata == {name: text for name, text in texts.items() if name != "long"}
 
 
 def test_a_name_that_appears_twice_is_refused():
@@ -109,6 +121,9 @@ HOSTILE = {
     "one long name": b'{"' + b"a" * 4_000_000 + b'":{}}',
     "escaped quotes": b'{"' + b'\\"' * 2_000_000 + b'":{}}',
     "long metadata": b'{"__metadata__":{"a":"' + "é🌍".encode() * 600_000 + b'"}}',
+    "unlike metadata": b'{"__metadata__":{'
+    + b",".join(b'"%d":"%s"' % (i, b"x" * 1000) for i in range(4_000))
+    + b"}}",
     "tensors without data": b"{"
     + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(4_000))
     + b"}",
@@ -122,7 +137,7 @@ def test_a_hostile_header_takes_memory_in_proportion_to_its_file(kind, monkeypat
     tracemalloc.start()
     try:
         if kind == "long metadata":
-            assert read_safetensors(blob, len(blob), "m") == {}
+            assert read_safetensors(blob, len(blob), "m") == ({}, {})
         else:
             refused(blob)
         peak = tracemalloc.get_traced_memory()[1]

@@ -19,9 +19,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelforge_runtime.dtypes import DTYPES
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.weights.entry import TensorEntry
 from kernelforge_runtime.weights.file_kind import HEAD_BYTES, file_kind
+from kernelforge_runtime.weights.lazy_rows import LazyRows
 from kernelforge_runtime.weights.pth import read_pth
 from kernelforge_runtime.weights.safetensors import read_safetensors
 
@@ -39,13 +41,21 @@ class Checkpoint:
     Attributes:
         path: the file.
         kind: "pth" or "safetensors".
+        metadata: texts by name that a safetensors file carries; {} of a `.pth`. Texts longer than
+            `weights.safetensors.MAX_METADATA_BYTES` are left out.
     """
 
     def __init__(
-        self, path: Path, kind: str, data: mmap.mmap, entries: Mapping[str, TensorEntry]
+        self,
+        path: Path,
+        kind: str,
+        data: mmap.mmap,
+        entries: Mapping[str, TensorEntry],
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.path = path
         self.kind = kind
+        self.metadata: Mapping[str, str] = dict(metadata or {})
         self._data: mmap.mmap | None = data
         self._entries = dict(entries)
 
@@ -108,17 +118,26 @@ class Checkpoint:
         Raises:
             ModelError: no such tensor, not a float tensor, or the checkpoint was closed.
         """
-        dtype = self.dtype(name)
-        if dtype not in FLOATS:
-            raise ModelError(
-                f"{self.path}: tensor {name!r} is {dtype}, weights are f32, f16 or bf16"
-            )
+        dtype = self._float_dtype(name)
         raw = self.raw(name)
         if dtype != "bf16":
             return raw.astype(np.float32, order="C")
         bits = np.empty(raw.shape, np.uint32)
         np.left_shift(raw, 16, out=bits, dtype=np.uint32)
         return bits.view(np.float32)
+
+    def lazy_rows(self, name: str) -> LazyRows:
+        """The rows of a 2-D float tensor, left in the file: valid after `close`, too.
+
+        Raises:
+            ModelError: no such tensor, not a 2-D float tensor, or the checkpoint was closed.
+        """
+        dtype, shape = self._float_dtype(name), self.shape(name)
+        if len(shape) != 2:
+            raise ModelError(
+                f"{self.path}: tensor {name!r} has shape {list(shape)}, expected a table of rows"
+            )
+        return LazyRows(self.raw(name), DTYPES[dtype])
 
     def sha256(self) -> str:
         """Hex digest of the whole file; reads all of it."""
@@ -150,6 +169,14 @@ class Checkpoint:
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r}, {len(self)} tensors)"
 
+    def _float_dtype(self, name: str) -> str:
+        dtype = self.dtype(name)
+        if dtype not in FLOATS:
+            raise ModelError(
+                f"{self.path}: tensor {name!r} is {dtype}, weights are f32, f16 or bf16"
+            )
+        return dtype
+
     def _entry(self, name: str) -> TensorEntry:
         try:
             return self._entries[name]
@@ -170,14 +197,17 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     data = _map(where)
     try:
         kind = file_kind(data[:HEAD_BYTES], where)
-        reader = read_pth if kind == "pth" else read_safetensors
-        entries = reader(data, len(data), str(where))
+        metadata: dict[str, str] = {}
+        if kind == "pth":
+            entries = read_pth(data, len(data), str(where))
+        else:
+            entries, metadata = read_safetensors(data, len(data), str(where))
         if not entries:
             raise ModelError(f"{where}: a {kind} file without tensors: not a model")
     except BaseException:
         data.close()
         raise
-    return Checkpoint(where, kind, data, entries)
+    return Checkpoint(where, kind, data, entries, metadata)
 
 
 def check_finite(checkpoint: Checkpoint) -> None:

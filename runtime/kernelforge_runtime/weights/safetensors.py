@@ -24,6 +24,8 @@ from kernelforge_runtime.weights.entry import (
 
 MAX_HEADER_BYTES: Final = 16_000_000
 MAX_NAME_BYTES: Final = 1024
+MAX_METADATA_BYTES: Final = 65_536
+"""Longest metadata text that is kept; what means anything here is a number or a word."""
 
 _DTYPES: Final[dict[str, tuple[str, np.dtype[Any]]]] = {
     "F32": ("f32", np.dtype("<f4")),
@@ -46,8 +48,12 @@ _STRING_REST: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NUMBER: Final = re.compile(rb"0|[1-9][0-9]{0,18}+(?![0-9])")
 
 
-def read_safetensors(data: Bytes, size: int, where: str) -> dict[str, TensorEntry]:
-    """Tensors of a safetensors file, in file order, each checked against the file's real size.
+def read_safetensors(
+    data: Bytes, size: int, where: str
+) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """Tensors of a safetensors file, in file order, and its metadata but for very long texts.
+
+    Each tensor is checked against the file's real size.
 
     Args:
         data: the whole file, sliceable.
@@ -72,7 +78,7 @@ def read_safetensors(data: Bytes, size: int, where: str) -> dict[str, TensorEntr
         )
     scan = _HeaderScan(data[8 : 8 + length], where)
     found = scan.tensors()
-    return _placed(found, 8 + length, size, where)
+    return _placed(found, 8 + length, size, where), scan.metadata
 
 
 def _placed(
@@ -119,6 +125,7 @@ class _HeaderScan:
         self._text = text
         self._where = where
         self._at = 0
+        self.metadata: dict[str, str] = {}
 
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
         """Name -> dtype code, shape, begin, end (bytes from the start of the data)."""
@@ -131,8 +138,7 @@ class _HeaderScan:
                 if seen_metadata:
                     raise self._wrong("__metadata__ appears twice")
                 seen_metadata = True
-                for _ in self._members(MAX_TENSORS):
-                    self._string_span()
+                self._read_metadata()
             elif name in found:
                 raise self._wrong(f"tensor {name!r} appears twice")
             else:
@@ -141,6 +147,14 @@ class _HeaderScan:
         if self._at != len(self._text):
             raise self._wrong("text after the object")
         return found
+
+    def _read_metadata(self) -> None:
+        for key in self._members(MAX_TENSORS):
+            if key in self.metadata:
+                raise self._wrong(f"metadata {key!r} appears twice")
+            begin, end = self._string_span()
+            if end - begin <= MAX_METADATA_BYTES:
+                self.metadata[key] = self._decoded(begin, end)
 
     def _tensor(self, name: str) -> tuple[str, tuple[int, ...], int, int]:
         code: str | None = None
@@ -212,6 +226,10 @@ class _HeaderScan:
         begin, end = self._string_span()
         if end - begin > MAX_NAME_BYTES:
             raise self._wrong(f"a name of {end - begin} bytes, the limit is {MAX_NAME_BYTES}")
+        return self._decoded(begin, end)
+
+    def _decoded(self, begin: int, end: int) -> str:
+        """The text of a string's span."""
         try:
             text = json.loads(self._text[begin - 1 : end + 1].decode("utf-8"))
             text.encode("utf-8")
