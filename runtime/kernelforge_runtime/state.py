@@ -7,9 +7,11 @@ ran last lives there (it is *resident*); it is read back only when somebody need
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,48 +21,93 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as read_tensors
 from safetensors.numpy import save as write_tensors
 
+from kernelforge_runtime.dtypes import F32, DType
 from kernelforge_runtime.errors import ModelError
 
 Arrays = dict[str, NDArray[Any]]
 FORMAT = "kernelforge.state/1"
+_SLACK = 1 << 20
+_MOST_TOKENS = 1 << 40
 
 
 class Residence(Protocol):
     """Where a resident state's values are."""
 
-    def read_state(self) -> Arrays:
-        """Copies the values to the host."""
+    def read_state(self, slot: int = 0) -> Arrays:
+        """Copies the values of a slot to the host."""
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One kind of recurrent state of one sequence.
+
+    Attributes:
+        entries: how many, mostly one per layer.
+        shape: of an entry. Where the state grows, its last axis is a number of words.
+        dtype: F32 or U32.
+        initial: before the first token: one value, or one for each row of an entry's first axis.
+        symbols_per_word: tokens that a word of the last axis holds; 0 where nothing grows.
+    """
+
+    entries: int
+    shape: tuple[int, ...]
+    dtype: DType = F32
+    initial: tuple[float, ...] = (0.0,)
+    symbols_per_word: int = 0
+
+    def extent(self, capacity: int) -> tuple[int, ...]:
+        """[entries, *shape] of a sequence of so many tokens."""
+        if not self.symbols_per_word:
+            return (self.entries, *self.shape)
+        words = max(-(-capacity // self.symbols_per_word), 1)
+        return (self.entries, *self.shape[:-1], words)
+
+    def zero(self, capacity: int = 0, dtype: Any = None) -> NDArray[Any]:
+        """The state before the first token."""
+        array = np.zeros(self.extent(capacity), dtype or self.dtype.np)
+        first = np.asarray(self.initial, array.dtype)
+        array += first.reshape(-1, *([1] * (len(self.shape) - 1))) if first.any() else first[0]
+        return array
+
+
+Specs = Mapping[str, StateSpec]
 
 
 class State:
-    """Recurrent state by name, e.g. `shift` [2 L, C] and `wkv` [L, H, N, N], float32.
+    """Recurrent state by name, e.g. `shift` [2 L, C] and `wkv` [L, H, N, N].
+
+    All of it is float32 but ROSA's history, packed words that grow with the sequence.
 
     Attributes:
         version: the model version it belongs to.
+        position: tokens that the sequence has consumed.
     """
 
-    def __init__(self, version: str, arrays: Arrays) -> None:
+    def __init__(self, version: str, arrays: Arrays, position: int = 0) -> None:
         self.version = version
+        self.position = position
         self._arrays = arrays
         self._residence: Residence | None = None
+        self._slot = 0
 
     @classmethod
-    def zero(
-        cls, version: str, shapes: Mapping[str, tuple[int, ...]], dtype: Any = np.float32
-    ) -> State:
-        """The state before the first token."""
-        return cls(version, {name: np.zeros(shape, dtype) for name, shape in shapes.items()})
+    def zero(cls, version: str, specs: Specs, dtype: Any = np.float32) -> State:
+        """The state before the first token; floats in `dtype`."""
+        return cls(
+            version,
+            {n: s.zero(dtype=dtype if s.dtype == F32 else None) for n, s in specs.items()},
+        )
 
     @property
     def arrays(self) -> Arrays:
         """The values on the host; read back first where they are on the device."""
         if self._residence is not None:
-            self._arrays = self._residence.read_state()
+            self._arrays = self._residence.read_state(self._slot)
         return self._arrays
 
-    def move_in(self, residence: Residence) -> None:
-        """From now on the values are on the device."""
-        self._residence = residence
+    def move_in(self, residence: Residence, slot: int = 0) -> None:
+        """From now on the values are in a slot of the device."""
+        self._residence, self._slot = residence, slot
 
     def move_out(self) -> None:
         """Brings the values back to the host."""
@@ -69,21 +116,31 @@ class State:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes; the same after one token and after a million."""
+        """Size in bytes; but for ROSA's history the same after one token and after a million."""
         return sum(array.nbytes for array in self._arrays.values())
 
-    def check(self, version: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def check(self, version: str, specs: Specs) -> None:
         """Raises ModelError where this is not a state of such a model."""
         found = {name: array.shape for name, array in self._arrays.items()}
-        if self.version != version or found != dict(shapes):
+        if self.version != version or not _fits(found, specs, self.position):
             raise ModelError(
                 f"the state given is another model's: {self.version} {found}; "
-                f"this model's are {version} {dict(shapes)}"
+                f"this model's are {version} {_expected(specs, self.position)}"
             )
+
+    def reserve(self, specs: Specs, tokens: int) -> None:
+        """Makes what grows large enough for so many more tokens; at least doubles it."""
+        for name, spec in specs.items():
+            array = self.arrays[name]
+            wanted = spec.extent(self.position + tokens)[-1]
+            if spec.symbols_per_word and wanted > array.shape[-1]:
+                more = max(wanted, 2 * array.shape[-1]) - array.shape[-1]
+                self._arrays[name] = np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, more)])
 
     def clone(self) -> State:
         """An independent copy, on the host."""
-        return State(self.version, {name: array.copy() for name, array in self.arrays.items()})
+        arrays = {name: array.copy() for name, array in self.arrays.items()}
+        return State(self.version, arrays, self.position)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a safetensors file; a file that was there stays whole if this fails.
@@ -92,8 +149,12 @@ class State:
             ModelError: the folder cannot be written.
         """
         target = Path(path)
-        tensors = {n: np.ascontiguousarray(a, np.float32) for n, a in self.arrays.items()}
-        data = write_tensors(tensors, {"kernelforge": json.dumps([FORMAT, self.version])})
+        tensors = {
+            n: np.ascontiguousarray(a, np.uint32 if a.dtype == np.uint32 else np.float32)
+            for n, a in self.arrays.items()
+        }
+        note = json.dumps([FORMAT, self.version, self.position])
+        data = write_tensors(tensors, {"kernelforge": note})
         temporary = None
         try:
             with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
@@ -110,43 +171,69 @@ class State:
             ) from error
 
     @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], version: str, shapes: Mapping[str, tuple[int, ...]]
-    ) -> State:
-        """Reads a state file for a model of this version and these shapes.
+    def load(cls, path: str | os.PathLike[str], version: str, specs: Specs) -> State:
+        """Reads a state file for a model of this version and these kinds of state.
 
         Raises:
             ModelError: there is no such file, it is damaged, or it is another model's.
         """
-        expected = sum(4 * int(np.prod(shape)) for shape in shapes.values())
         try:
             size = Path(path).stat().st_size
-            if size > expected + (1 << 20):
-                raise ModelError(f"state {path} has {size} bytes; this model's take {expected}")
+            fixed = sum(
+                4 * math.prod(s.extent(0)) for s in specs.values() if not s.symbols_per_word
+            )
+            if size > fixed + _SLACK and len(specs) == sum(
+                not s.symbols_per_word for s in specs.values()
+            ):
+                raise ModelError(f"state {path} has {size} bytes; this model's take {fixed}")
             data = Path(path).read_bytes()
             tensors = read_tensors(data)
         except OSError as error:
             raise ModelError(f"state {path} cannot be read: {error.strerror}") from error
         except (SafetensorError, KeyError) as error:  # KeyError: an element type that NumPy lacks
             raise ModelError(f"state {path} is damaged or no state file: {error}") from error
-        if (wrote := _version(data)) not in (None, version):
+        wrote, position = _note(data)
+        if wrote not in (None, version):
             raise ModelError(f"state {path} is of model version {wrote}; this one is {version}")
         found = {name: array.shape for name, array in tensors.items()}
-        if found != dict(shapes):
+        if not _fits(found, specs, position):
             raise ModelError(
-                f"state {path} is another model's: it holds {found}, this one needs {dict(shapes)}"
+                f"state {path} is another model's: it holds {found}, "
+                f"this one needs {_expected(specs, position)}"
             )
         for name, array in tensors.items():
-            if array.dtype != np.float32 or not np.isfinite(array).all():
-                raise ModelError(f"state {path}: {name} is not finite float32")
-        return cls(version, {name: np.array(array) for name, array in tensors.items()})
+            if array.dtype != specs[name].dtype.np or not np.isfinite(array).all():
+                raise ModelError(f"state {path}: {name} is not finite {specs[name].dtype}")
+        return cls(version, {name: np.array(array) for name, array in tensors.items()}, position)
 
 
-def _version(data: bytes) -> str | None:
-    """The model version that a state file names; None where another program wrote it."""
+def _expected(specs: Specs, position: int) -> dict[str, tuple[int, ...]]:
+    return {name: spec.extent(position) for name, spec in specs.items()}
+
+
+def _fits(found: Mapping[str, tuple[int, ...]], specs: Specs, position: int) -> bool:
+    """Whether shapes are those of a model; what grows may have room to spare."""
+    expected = _expected(specs, position)
+    return found.keys() == expected.keys() and all(
+        shape == expected[name]
+        if not specs[name].symbols_per_word
+        else len(shape) == len(expected[name])
+        and shape[:-1] == expected[name][:-1]
+        and shape[-1] >= expected[name][-1]
+        for name, shape in found.items()
+    )
+
+
+def _note(data: bytes) -> tuple[str | None, int]:
+    """(model version, tokens consumed) that a state file names; (None, 0) of another program's."""
     size = int.from_bytes(data[:8], "little")
     try:
-        kind, version = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["kernelforge"])
+        kind, version, *position = json.loads(
+            json.loads(data[8 : 8 + size])["__metadata__"]["kernelforge"]
+        )
     except (KeyError, TypeError, ValueError):
-        return None
-    return str(version) if kind == FORMAT else None
+        return None, 0
+    tokens = position[0] if position else 0
+    if kind != FORMAT or not isinstance(tokens, int) or not 0 <= tokens < _MOST_TOKENS:
+        return None, 0
+    return str(version), tokens

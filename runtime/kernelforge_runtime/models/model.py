@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,14 +14,17 @@ from numpy.typing import NDArray
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle.select import KernelSet, Match
 from kernelforge_runtime.dtypes import DType
+from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models.base import ModelConfig
-from kernelforge_runtime.models.formats import weight_format
+from kernelforge_runtime.models.formats import activation_format, weight_format
 from kernelforge_runtime.models.registry import recognise
+from kernelforge_runtime.models.resident import ResidentStates
+from kernelforge_runtime.models.step_size import BUCKETS, share, step_size
 from kernelforge_runtime.models.tokens import check_tokens
+from kernelforge_runtime.models.tuned_state import read_state_file, read_tuned_state
 from kernelforge_runtime.ops import VulkanOps
 from kernelforge_runtime.ops.builder import Call, PlanBuilder, Temporary
-from kernelforge_runtime.ops.device_weights import DeviceState
-from kernelforge_runtime.ops.vulkan_ops import StepBuffers
+from kernelforge_runtime.ops.vulkan_step import StepBuffers, StepSize
 from kernelforge_runtime.plan import Plan
 from kernelforge_runtime.plan.plan import Timing
 from kernelforge_runtime.state import State
@@ -30,8 +32,6 @@ from kernelforge_runtime.vk import Buffer, Device
 from kernelforge_runtime.weights import Checkpoint, open_checkpoint
 
 Output = Literal["last", "full", "greedy"]
-BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""Numbers of tokens that plans are recorded for; a chunk runs in the smallest that holds it."""
 
 
 @dataclass
@@ -58,17 +58,25 @@ class Model:
         device: where it runs.
         kernels: the bundles its kernels come from.
         weights: the weight format.
+        activations: type of the residual stream.
+        slots: sequences that one step can advance.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: Device, kernels: KernelSet, weights: DType
+        self,
+        checkpoint: Checkpoint,
+        device: Device,
+        kernels: KernelSet,
+        weights: DType,
+        activations: str = "f32",
+        slots: int = 1,
     ) -> None:
         self._file = recognise(checkpoint)
         self.config: ModelConfig = self._file.read_config(checkpoint)
         self.device, self.kernels, self.weights = device, kernels, weights
-        self._ops = VulkanOps(device, kernels, weights)
-        self._steps: dict[tuple[int, Output], Step] = {}
-        self._resident: weakref.ref[State] | None = None
+        self.activations = activation_format(activations, self.config)
+        self._ops = VulkanOps(device, kernels, weights, self.activations)
+        self._steps: dict[tuple[StepSize, Output], Step] = {}
         self._buffers: StepBuffers | None = None
         self.wait_ns = 0
         """Host time spent waiting for the device so far."""
@@ -76,48 +84,33 @@ class Model:
         """Whether closing the model closes the device too."""
         try:
             self._weights = self._file.load(self._ops, checkpoint, self.config)
-            for name, (entries, *shape) in self.config.state_shapes.items():
-                arena = self._ops.store.arena
-                self._ops.state[name] = DeviceState.make(arena, entries, tuple(shape))
-            self._buffers = StepBuffers(
-                device.buffer(16, "step", host_visible=True),
-                device.buffer(4 * max(BUCKETS), "tokens", host_visible=True),
-            )
-            self._step_view = self._buffers.step.view(np.uint32)
+            self._tuned = read_tuned_state(checkpoint, self.config)
+            self._resident = ResidentStates(device, self.config, self._ops.state, slots)
+            self._buffers = StepBuffers.make(device, max(BUCKETS))
             self._token_view = self._buffers.token.view(np.uint32)
-            self._token_view[:] = 0
+            self._owner_view = self._buffers.owner.view(np.uint32)
+            self._segment_view = self._buffers.segment.view(np.uint32).reshape(-1, 4)
         except BaseException:
             self.close()
             raise
 
+    @property
+    def slots(self) -> int:
+        """Sequences that one step can advance."""
+        return self._resident.slots
+
     # State
 
     def new_state(self) -> State:
-        """The state before the first token."""
-        return State.zero(self.config.version, self.config.state_shapes)
+        """The state before the first token: zeros, or what the file was tuned to."""
+        state = State.zero(self.config.version, self.config.states)
+        if self._tuned is not None:
+            state.arrays["wkv"][...] = self._tuned
+        return state
 
     def load_state(self, path: str | os.PathLike[str]) -> State:
-        """Reads a state file of this model; see State.load."""
-        return State.load(path, self.config.version, self.config.state_shapes)
-
-    def read_state(self) -> dict[str, NDArray[np.float32]]:
-        """The resident state's values."""
-        return {
-            name: self._ops.state[name].read(shape[0])
-            for name, shape in self.config.state_shapes.items()
-        }
-
-    def _make_resident(self, state: State) -> None:
-        current = self._resident() if self._resident is not None else None
-        if current is state:
-            return
-        state.check(self.config.version, self.config.state_shapes)
-        if current is not None:
-            current.move_out()
-        for name, array in state.arrays.items():
-            self._ops.state[name].write(array)
-        state.move_in(self)
-        self._resident = weakref.ref(state)
+        """Reads a state file of this model, or a tuned initial state; see read_state_file."""
+        return read_state_file(path, self.config)
 
     # Steps
 
@@ -141,40 +134,106 @@ class Model:
         """
         ids = check_tokens(tokens, self.config.vocab)
         state = state if state is not None else self.new_state()
-        self._make_resident(state)
         size = max(1, min(chunk, max(BUCKETS)))
         output: Output = "full" if full_output else "last"
         pieces = []
         for start in range(0, len(ids), size):
             piece = ids[start : start + size]
-            step = self._run(piece, output)
+            step = self._advance([piece], [state], output)
             if full_output:
                 pieces.append(self._logits(step, len(piece)))
         if full_output:
             return np.concatenate(pieces), state
         return self._logits(step, 1)[0], state
 
+    def forward_batch(
+        self,
+        tokens: Sequence[Sequence[int]],
+        states: Sequence[State | None] | None = None,
+        chunk: int = max(BUCKETS),
+    ) -> tuple[NDArray[np.float32], list[State]]:
+        """Runs several sequences of unlike length together, `slots` of them at a time.
+
+        Args:
+            tokens: ids of each sequence, at least one each.
+            states: one each, updated in place; None starts anew.
+            chunk: tokens per step at most, of all sequences together.
+
+        Returns:
+            Logits of every sequence's last token, [B, V], and the states.
+
+        Raises:
+            ModelError: a token is not in the vocabulary, a sequence is empty, or a state is given
+                twice.
+        """
+        given = list(states) if states is not None else [None] * len(tokens)
+        if len(given) != len(tokens):
+            raise ModelError(f"{len(tokens)} sequences were given {len(given)} states")
+        kept = [s if s is not None else self.new_state() for s in given]
+        if len({id(s) for s in kept}) != len(kept):
+            raise ModelError("a state was given for two sequences: clone it")
+        ids = [check_tokens(t, self.config.vocab) for t in tokens]
+        logits = np.empty((len(ids), self.config.vocab), np.float32)
+        size = max(1, min(chunk, max(BUCKETS)))
+        for first in range(0, len(ids), self.slots):
+            group = range(first, min(first + self.slots, len(ids)))
+            done = dict.fromkeys(group, 0)
+            while done:
+                parts = share(size, {i: len(ids[i]) - n for i, n in done.items()})
+                pieces = [ids[i][done[i] : done[i] + n] for i, n in parts.items()]
+                step = self._advance(pieces, [kept[i] for i in parts], "last")
+                rows = self._logits(step, len(parts))
+                for row, (i, count) in enumerate(parts.items()):
+                    done[i] += count
+                    if done[i] == len(ids[i]):
+                        logits[i] = rows[row]
+                        del done[i]
+        return logits, kept
+
     def greedy(self, token: int, state: State) -> int:
         """Runs one token; the id of the largest logit, chosen on the device."""
-        self._place(token, state)
-        step = self._steps.get((1, "greedy")) or self._record(1, "greedy")
-        self._submit(step.plan)
-        return int(self._token_view[0])  # argmax writes where the next step reads
-
-    def _place(self, token: int, state: State) -> None:
-        """Makes a step of one token ready to run."""
         if not 0 <= token < self.config.vocab:  # a NumPy check costs more than the step's Python
             check_tokens([token], self.config.vocab)
-        self._make_resident(state)
-        self._token_view[0], self._step_view[0] = token, 1
+        size = self._place([(token,)], [state])
+        self._submit(self._step(size, "greedy").plan)
+        state.position += 1
+        return int(self._token_view[0])  # argmax writes where the next step reads
 
-    def _run(self, ids: NDArray[np.uint32], output: Output) -> Step:
-        bucket = next(b for b in BUCKETS if b >= len(ids))
-        step = self._steps.get((bucket, output)) or self._record(bucket, output)
-        self._token_view[: len(ids)] = ids
-        self._step_view[0] = len(ids)
+    def _advance(
+        self, pieces: Sequence[NDArray[np.uint32]], states: Sequence[State], output: Output
+    ) -> Step:
+        """Runs one step: a piece of every sequence."""
+        size = self._place(pieces, states)
+        step = self._step(size, output)
         self._submit(step.plan)
+        for piece, state in zip(pieces, states, strict=True):
+            state.position += len(piece)
         return step
+
+    def _place(
+        self, pieces: Sequence[Sequence[int] | NDArray[np.uint32]], states: Sequence[State]
+    ) -> StepSize:
+        """Makes a step ready to run: states resident, tokens and segments in their buffers."""
+        counts = [len(piece) for piece in pieces]
+        slots, moved = self._resident.place(states, counts)
+        if moved:  # recorded plans point to memory that is gone
+            self._forget_steps()
+        size = step_size(counts, self.slots)
+        at = 0
+        for i, (piece, state, slot) in enumerate(zip(pieces, states, slots, strict=True)):
+            count = counts[i]
+            self._token_view[at : at + count] = piece
+            self._owner_view[at : at + count] = i
+            self._segment_view[i] = at, count, slot, state.position
+            at += count
+        self._segment_view[len(pieces) : size.sequences] = 0
+        self._owner_view[at : size.tokens] = 0
+        for tables in self._ops.host_tables_kept:
+            tables.bring(self._token_view[: size.tokens])
+        return size
+
+    def _step(self, size: StepSize, output: Output) -> Step:
+        return self._steps.get((size, output)) or self._record(size, output)
 
     def _submit(self, plan: Plan) -> None:
         plan.submit()
@@ -188,10 +247,10 @@ class Model:
         found = step.work.download(np.float32, (count, rows.shape[-1]), rows.offset)
         return np.ascontiguousarray(found[:, : self.config.vocab])
 
-    def _write(self, tokens: int, output: Output) -> tuple[PlanBuilder, Temporary]:
+    def _write(self, size: StepSize, output: Output) -> tuple[PlanBuilder, Temporary]:
         """The calls of a step, and where its logits are."""
         assert self._buffers is not None
-        self._ops.begin(tokens, self._buffers)
+        self._ops.begin(size, self._buffers)
         logits: Temporary = self._file.step(self._ops, self._weights, output == "full")
         if output == "greedy":
             self._ops.argmax(logits, self.config.vocab, self._buffers.token)
@@ -199,11 +258,11 @@ class Model:
         logits.last = len(builder.calls)  # read after the step: nothing may overwrite it
         return builder, logits
 
-    def _record(self, tokens: int, output: Output, timestamps: Timing = "none") -> Step:
-        builder, logits = self._write(tokens, output)
+    def _record(self, size: StepSize, output: Output, timestamps: Timing = "none") -> Step:
+        builder, logits = self._write(size, output)
         dispatches, work = builder.finish(self.device)
         try:
-            name = f"{self.config.version} {output} of {tokens} tokens"
+            name = f"{self.config.version} {output} of {size.tokens} tokens"
             plan = Plan(self.device, dispatches, timestamps, name)
         except BaseException:
             if work is not None:
@@ -211,14 +270,20 @@ class Model:
             raise
         step = Step(plan, builder.calls, work, logits)
         if timestamps == "none":
-            self._steps[(tokens, output)] = step
+            self._steps[(size, output)] = step
         return step
+
+    def _forget_steps(self) -> None:
+        for step in self._steps.values():
+            step.close()
+        self._steps.clear()
 
     # What tools ask
 
-    def calls(self, tokens: int = 1, output: Output = "greedy") -> list[Call]:
-        """Every dispatch of a step of `tokens` tokens, in order, with the kernel chosen for it."""
-        return self._write(tokens, output)[0].calls
+    def calls(self, tokens: int = 1, output: Output = "greedy", sequences: int = 1) -> list[Call]:
+        """Every dispatch of a step, in order, with the kernel chosen for it."""
+        size = StepSize(tokens, sequences, single=tokens == sequences)
+        return self._write(size, output)[0].calls
 
     def problems(self, tokens: Sequence[int] = (1, 256)) -> list[tuple[str, str, Problem, int]]:
         """(family, precision, problem, calls) of the steps of these sizes, without repeats."""
@@ -242,32 +307,28 @@ class Model:
 
         The state moves on as in `greedy`. Empty times where the queue has no timestamps.
         """
-        self._place(token, state)
-        step = self._record(1, "greedy", "each")
+        size = self._place([check_tokens([token], self.config.vocab)], [state])
+        step = self._record(size, "greedy", "each")
         try:
             step.plan.run()
+            state.position += 1
             return list(zip(step.calls, step.plan.dispatch_ns(), strict=False))
         finally:
             step.close()
 
     @property
     def weight_bytes(self) -> int:
-        """Device memory of weights and state, in bytes."""
+        """Device memory of the weights, in bytes."""
         return self._ops.store.arena.nbytes
 
     def close(self) -> None:
-        """Releases plans, weights and state memory; the resident state is read back first."""
-        current = self._resident() if self._resident is not None else None
-        if current is not None:
-            current.move_out()
-        self._resident = None
-        for step in self._steps.values():
-            step.close()
-        self._steps.clear()
+        """Releases plans, weights and state memory; resident states are read back first."""
+        if hasattr(self, "_resident"):
+            self._resident.move_out()
+        self._forget_steps()
         self._ops.close()
         if self._buffers is not None:
-            self._buffers.step.close()
-            self._buffers.token.close()
+            self._buffers.close()
             self._buffers = None
         if self.owns_device:
             self.device.close()
@@ -284,6 +345,8 @@ def load_model(
     device: Device,
     bundle: KernelSet | None = None,
     weights: str = "f16",
+    activations: str = "f32",
+    slots: int = 1,
 ) -> Model:
     """Loads a model onto a device.
 
@@ -292,6 +355,8 @@ def load_model(
         device: an open device.
         bundle: kernels; the best bundle for the device where None.
         weights: "f32", "bf16" (lossless for released checkpoints) or "f16".
+        activations: "f32", or "f16": half the memory traffic of a prompt, less precise.
+        slots: sequences that one step can advance; see Model.forward_batch.
 
     Raises:
         ModelError: the file cannot be read, is no model of a known version, or does not fit f16.
@@ -300,4 +365,4 @@ def load_model(
     """
     with open_checkpoint(path) as checkpoint:
         kernels = bundle if bundle is not None else KernelSet.open(device.info)
-        return Model(checkpoint, device, kernels, weight_format(weights))
+        return Model(checkpoint, device, kernels, weight_format(weights), activations, slots)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kernelforge_runtime.dtypes import F32, DType
 from kernelforge_runtime.models.base import ModelConfig
-from kernelforge_runtime.models.formats import weight_format
+from kernelforge_runtime.models.formats import activation_format, weight_format
 from kernelforge_runtime.models.registry import recognise
 from kernelforge_runtime.models.tokens import check_tokens
+from kernelforge_runtime.models.tuned_state import read_state_file, read_tuned_state
 from kernelforge_runtime.ops import NumpyOps
 from kernelforge_runtime.state import State
 from kernelforge_runtime.weights import Checkpoint, open_checkpoint
@@ -32,21 +33,30 @@ class Reference:
     device = None
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: DTypeLike = np.float32, weights: DType = F32
+        self,
+        checkpoint: Checkpoint,
+        dtype: DTypeLike = np.float32,
+        weights: DType = F32,
+        activations: str = "f32",
     ) -> None:
         self._file = recognise(checkpoint)
         self.config: ModelConfig = self._file.read_config(checkpoint)
         self.weights = weights
-        self._ops = NumpyOps(dtype, weights)
+        self.activations = activation_format(activations, self.config)
+        self._ops = NumpyOps(dtype, weights, self.activations)
         self._weights = self._file.load(self._ops, checkpoint, self.config)
+        self._tuned = read_tuned_state(checkpoint, self.config)
 
     def new_state(self) -> State:
-        """The state before the first token."""
-        return State.zero(self.config.version, self.config.state_shapes, self._ops.dtype)
+        """The state before the first token: zeros, or what the file was tuned to."""
+        state = State.zero(self.config.version, self.config.states, self._ops.dtype)
+        if self._tuned is not None:
+            state.arrays["wkv"][...] = self._tuned
+        return state
 
     def load_state(self, path: str | os.PathLike[str]) -> State:
-        """Reads a state file of this model; see State.load."""
-        return State.load(path, self.config.version, self.config.state_shapes)
+        """Reads a state file of this model, or a tuned initial state; see read_state_file."""
+        return read_state_file(path, self.config)
 
     def forward(
         self, tokens: Sequence[int], state: State | None = None, full_output: bool = False
@@ -63,16 +73,27 @@ class Reference:
         """
         ids = check_tokens(tokens, self.config.vocab)
         state = state if state is not None else self.new_state()
-        state.check(self.config.version, self.config.state_shapes)
-        arrays: Mapping[str, NDArray[np.generic]] = state.arrays
+        state.check(self.config.version, self.config.states)
         outputs = []
         for start in range(0, len(ids), CHUNK):
-            self._ops.tokens, self._ops.state = ids[start : start + CHUNK], arrays
+            piece = ids[start : start + CHUNK]
+            state.reserve(self.config.states, len(piece))
+            self._ops.tokens, self._ops.state = piece, state.arrays
+            self._ops.position = state.position
             logits = self._file.step(self._ops, self._weights, full_output)
+            state.position += len(piece)
             outputs.append(logits[:, : self.config.vocab])
         if full_output:
             return np.concatenate(outputs).astype(np.float32), state
         return outputs[-1][-1].astype(np.float32), state
+
+    def forward_batch(
+        self, tokens: Sequence[Sequence[int]], states: Sequence[State | None] | None = None
+    ) -> tuple[NDArray[np.float32], list[State]]:
+        """Runs several sequences of unlike length, one after the other: (logits [B, V], states)."""
+        given = list(states) if states is not None else [None] * len(tokens)
+        found = [self.forward(t, s) for t, s in zip(tokens, given, strict=True)]
+        return np.stack([logits for logits, _ in found]), [state for _, state in found]
 
     def greedy(self, token: int, state: State) -> int:
         """Runs one token; the id of the largest logit."""
@@ -90,7 +111,10 @@ class Reference:
 
 
 def load_reference(
-    path: str | os.PathLike[str], dtype: DTypeLike = np.float32, weights: str = "f32"
+    path: str | os.PathLike[str],
+    dtype: DTypeLike = np.float32,
+    weights: str = "f32",
+    activations: str = "f32",
 ) -> Reference:
     """Loads a model to be run by NumPy.
 
@@ -98,9 +122,10 @@ def load_reference(
         path: a .pth or .safetensors checkpoint.
         dtype: what is computed in: float32, or float64 as an oracle.
         weights: format that the weights are rounded to first: "f32", "f16" or "bf16".
+        activations: "f16" rounds the residual stream and the inputs of products to float16.
 
     Raises:
         ModelError: the file cannot be read or is no model of a known version.
     """
     with open_checkpoint(path) as checkpoint:
-        return Reference(checkpoint, dtype, weight_format(weights))
+        return Reference(checkpoint, dtype, weight_format(weights), activations)

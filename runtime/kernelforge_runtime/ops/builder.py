@@ -6,6 +6,7 @@ buffer: those that never live at the same time overlap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,9 +19,10 @@ from kernelforge_runtime.vk import Buffer, Device
 
 @dataclass(eq=False)
 class Temporary:
-    """A tensor that lives inside a step. `shape` is [T, columns] or [S, T, columns]."""
+    """A tensor that lives inside a step: [T, columns] or [S, T, columns] elements of 16 or 32 bits."""
 
     shape: tuple[int, ...]
+    bits: int = 32
     first: int = -1
     last: int = -1
     offset: int = -1
@@ -28,9 +30,7 @@ class Temporary:
     @property
     def nbytes(self) -> int:
         """Size in bytes, rounded up to the alignment of a binding."""
-        size = 4
-        for extent in self.shape:
-            size *= extent
+        size = math.prod(self.shape) * self.bits // 8
         return -(-size // ALIGNMENT) * ALIGNMENT
 
 

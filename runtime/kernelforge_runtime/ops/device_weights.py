@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelforge_runtime.abi.route import ROUTE_ROWS
 from kernelforge_runtime.dtypes import F16, DType, encode
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.ops.vocabulary import Part
@@ -16,57 +16,16 @@ from kernelforge_runtime.plan import Arena
 from kernelforge_runtime.plan.arena import ALIGNMENT
 from kernelforge_runtime.vk import BufferSlice, Device
 
-ROUTE_ROWS = 32
-"""Rows of a matrix that share one route entry; also what rows are padded to."""
 K_MULTIPLE = 32
 
 
 @dataclass(frozen=True)
 class DeviceVector:
-    """A small float32 tensor of weights on the device."""
+    """A small float32 tensor on the device, padded to a multiple of 32 values."""
 
     memory: BufferSlice
     shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class DeviceState:
-    """Entries of one kind of recurrent state, float32, each where a binding may start.
-
-    Attributes:
-        memory: all entries, one behind the other.
-        shape: of one entry.
-    """
-
-    memory: BufferSlice
-    shape: tuple[int, ...]
-
-    @classmethod
-    def make(cls, arena: Arena, entries: int, shape: tuple[int, ...]) -> DeviceState:
-        """Zeros for so many entries."""
-        size = _padded(4 * math.prod(shape), ALIGNMENT)
-        return cls(arena.take(entries * size, zero=True), shape)
-
-    @property
-    def entry_bytes(self) -> int:
-        """Bytes from one entry to the next."""
-        return _padded(4 * math.prod(self.shape), ALIGNMENT)
-
-    def write(self, values: NDArray[np.float32]) -> None:
-        """Uploads every entry, [entries, *shape]."""
-        padded = np.zeros((len(values), self.entry_bytes // 4), np.float32)
-        padded[:, : math.prod(self.shape)] = values.reshape(len(values), -1)
-        self.memory.upload(padded)
-
-    def read(self, entries: int) -> NDArray[np.float32]:
-        """Downloads every entry, [entries, *shape]."""
-        padded = self.memory.download(np.float32, (entries, self.entry_bytes // 4))
-        packed = np.ascontiguousarray(padded[:, : math.prod(self.shape)])
-        return packed.reshape(entries, *self.shape)
-
-    def entry(self, index: int) -> BufferSlice:
-        """One entry's memory."""
-        return part_of(self.memory, index * self.entry_bytes, self.entry_bytes)
+    bits: int = 32
 
 
 @dataclass(frozen=True)
@@ -99,7 +58,9 @@ class DeviceWeights:
 
     def vector(self, values: NDArray[np.float32]) -> DeviceVector:
         """Uploads a small tensor in float32."""
-        return DeviceVector(self.upload(np.ascontiguousarray(values, np.float32)), values.shape)
+        padded = np.zeros(_padded(values.size, ROUTE_ROWS), np.float32)  # a bias fills whole blocks
+        padded[: values.size] = values.reshape(-1)
+        return DeviceVector(self.upload(padded), values.shape)
 
     def matrix(self, parts: Sequence[Part], min_rows: int = 0) -> DeviceMatrix:
         """Packs and uploads a stack of weights."""

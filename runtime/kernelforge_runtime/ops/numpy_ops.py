@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from kernelforge_runtime.dtypes import F32, DType, decode, encode
-from kernelforge_runtime.ops.vocabulary import Activation, Part
+from kernelforge_runtime.abi.rosa import NO_MATCH
+from kernelforge_runtime.abi.route import ROUTE_ROWS
+from kernelforge_runtime.dtypes import F16, F32, DType, decode, encode
+from kernelforge_runtime.ops import numpy_recurrence, numpy_rosa
+from kernelforge_runtime.ops.vocabulary import Activation, LazyRows, Part
 
 Array = NDArray[Any]
-ROUTE_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class StackedParts:
 
 
 class NumpyOps:
-    """Computes each op at once.
+    """Computes each op at once, for one sequence.
 
     Weights are rounded to `weights` and held in `dtype`, in which everything is computed:
     float32 to run, float64 as an oracle.
@@ -33,13 +35,20 @@ class NumpyOps:
     Attributes:
         state: arrays by name, updated in place.
         tokens: the step's token ids, [T].
+        position: tokens that the sequence had consumed before.
+        activations: F16 rounds the residual stream and the inputs of products to float16.
     """
 
-    def __init__(self, dtype: DTypeLike = np.float32, weights: DType = F32) -> None:
+    def __init__(
+        self, dtype: DTypeLike = np.float32, weights: DType = F32, activations: DType = F32
+    ) -> None:
         self.dtype: np.dtype[Any] = np.dtype(dtype)
-        self.weights = weights
+        self.weights, self.activations = weights, activations
         self.state: Mapping[str, Array] = {}
         self.tokens: Array = np.zeros(0, np.int64)
+        self.position = 0
+
+    # Weights
 
     def vector(self, values: NDArray[np.float32]) -> Array:
         """Keeps a small tensor of weights."""
@@ -49,42 +58,68 @@ class NumpyOps:
         """Keeps a stack of weights, rounded to the weight format."""
         rows, kept = 0, []
         for part in parts:
-            kept.append((rows, self._round(part.weight), part))
+            kept.append((rows, self._rounded(part.weight), part))
             rows += -(-len(part.weight) // ROUTE_ROWS) * ROUTE_ROWS
         return StackedParts(tuple(kept), max(rows, min_rows))
 
     def table(self, name: str, rows: NDArray[np.float32]) -> Array:
         """Keeps an embedding table."""
-        return self._round(rows)
+        return self._rounded(rows)
 
-    def _round(self, weight: NDArray[np.float32]) -> Array:
+    def host_tables(self, tables: Sequence[LazyRows]) -> Sequence[LazyRows]:
+        """Nothing to do: they are on the host."""
+        return tables
+
+    def _rounded(self, weight: NDArray[np.float32]) -> Array:
         exact = (
             weight if self.weights == F32 else decode(encode(weight, self.weights), self.weights)
         )
         return exact.astype(self.dtype)
 
-    def embedding(self, table: Array) -> Array:
-        """Plain indexing, [T, C]."""
-        return table[self.tokens]
+    def _activation(self, x: Array) -> Array:
+        """What is left of a value that the device keeps in the activations' type."""
+        if self.activations != F16:
+            return x
+        with np.errstate(over="ignore"):
+            return x.astype(np.float16).astype(self.dtype)
+
+    # Tokens
+
+    def embedding(
+        self, table: Array, tokens: Array | None = None, add_to: Array | None = None
+    ) -> Array:
+        """Plain indexing, [T, C]; a token without a match has a row of zeros."""
+        if tokens is None:
+            rows = table[self.tokens]
+        else:
+            ids = tokens.reshape(-1)
+            found = ids != NO_MATCH
+            rows = np.where(found[:, None], table[np.where(found, ids, 0)], self.dtype.type(0))
+        return self._activation(rows if add_to is None else add_to + rows)
+
+    def host_rows(self, tables: Sequence[LazyRows]) -> Array:
+        """[T, layers * columns]."""
+        return np.concatenate([t.rows(self.tokens) for t in tables], -1).astype(self.dtype)
+
+    # Norms and mixes
 
     def layer_norm(
         self, x: Array, weight: Array, bias: Array, eps: float = 1e-5, last: bool = False
     ) -> Array:
         """(x - mean) / sqrt(var + eps) w + b, biased variance."""
-        if last:
-            x = x[-1:]
+        return self._activation(self._normed(x[-1:] if last else x, eps) * weight + bias)
+
+    def _normed(self, x: Array, eps: float) -> Array:
         centred = x - x.mean(-1, keepdims=True)
         variance = (centred * centred).mean(-1, keepdims=True)
-        normed: Array = centred / np.sqrt(variance + self.dtype.type(eps)) * weight + bias
-        return normed
+        return np.asarray(centred / np.sqrt(variance + self.dtype.type(eps)))
 
     def token_shift(self, x: Array, state: str, index: int, mix: Array) -> Array:
         """[S, T, C]; the carry becomes the last token."""
         carry = self.state[state][index]
         delta = np.concatenate([carry[None], x[:-1]]) - x
         carry[...] = x[-1]
-        mixed: Array = x + delta * mix[:, None, :]
-        return mixed
+        return self._activation(x + delta * mix[:, None, :])
 
     def norm_shift(
         self, x: Array, norm: tuple[Array, Array], state: str, index: int, mix: Array
@@ -92,17 +127,74 @@ class NumpyOps:
         """The one after the other, [S, T, C]."""
         return self.token_shift(self.layer_norm(x, *norm), state, index, mix)
 
-    def linear(self, x: Array, matrix: StackedParts, add_to: Array | None = None) -> Array:
+    def lerp(self, shifted: Array, mix: Array) -> Array:
+        """Mixes of each token's own, [S, T, C]."""
+        _, x, before = shifted
+        mixes = mix.reshape(len(x), -1, x.shape[1]).swapaxes(0, 1)
+        return self._activation(x + (before - x) * mixes)
+
+    def last_tokens(self, x: Array) -> Array:
+        """[1, C]."""
+        return x[-1:]
+
+    # Products
+
+    def linear(
+        self,
+        x: Array,
+        matrix: StackedParts,
+        add_to: Array | None = None,
+        bias: Array | None = None,
+        gate: tuple[Array, int] | None = None,
+        halve: bool = False,
+    ) -> Array:
         """[T, rows]; rows between parts are zero."""
         stacked = x if x.ndim == 3 else x[None]
         out = np.zeros((stacked.shape[1], matrix.rows), self.dtype)
         for row, weight, part in matrix.parts:
             rows, k = weight.shape
             columns = stacked[part.slot, :, part.column : part.column + k]
-            out[:, row : row + rows] = activate(part.activation, columns @ weight.T)
+            product = columns @ weight.T
+            if bias is not None:
+                product = product + np.atleast_2d(bias)[:, row : row + rows]
+            out[:, row : row + rows] = activate(part.activation, product)
+        if gate is not None:
+            tensor, column = gate
+            out = out * tensor[:, column : column + out.shape[1]]
         if add_to is not None:
-            return out[:, : add_to.shape[1]] + add_to
-        return out
+            out = out[:, : add_to.shape[1]] + add_to
+        if halve:
+            out = out * self.dtype.type(0.5)
+        return self._activation(out) if add_to is not None else out
+
+    # Recurrences
+
+    def wkv4(self, proj: Array, param: Array, state: str, index: int) -> Array:
+        """[T, C]."""
+        width = param.shape[1]
+        r, k, v = (proj[:, i * width : (i + 1) * width] for i in range(3))
+        read: Array = numpy_recurrence.wkv4(r, k, v, param, self.state[state][index])
+        return read
+
+    def wkv6(self, proj: Array, decay: Array, bonus: Array, state: str, index: int) -> Array:
+        """[T, C]."""
+        width = bonus.size
+        r, k, v = (proj[:, i * width : (i + 1) * width].reshape(-1, *bonus.shape) for i in range(3))
+        w = np.exp(-np.exp(decay.reshape(-1, *bonus.shape)))
+        out = numpy_recurrence.wkv6(r, k, v, w, bonus, self.state[state][index])
+        return out.reshape(len(proj), width)
+
+    def head_norm(
+        self, y: Array, param: Array, eps: float, gate: tuple[Array, int] | None = None
+    ) -> Array:
+        """[T, C]."""
+        weight, bias = param
+        normed = self._normed(y.reshape(-1, *weight.shape), eps) * weight + bias
+        out: Array = normed.reshape(len(y), -1)
+        if gate is None:
+            return out
+        tensor, column = gate
+        return np.asarray(out * tensor[:, column : column + out.shape[1]])
 
     def rwkv7_gates(
         self, proj: Array, lora: Array, param: Array, v_first: Array | None
@@ -127,29 +219,49 @@ class NumpyOps:
         return np.stack([r, w, k * (1 + (a - 1) * k_a), v, -kk, kk * a]), v_first
 
     def wkv7(self, s: Array, state: str, index: int) -> Array:
-        """The recurrence, token by token, [T, H, N]."""
-        r, w, k, v, a, b = s
-        memory = self.state[state][index]
-        out: Array = np.empty_like(r)
-        for t in range(len(r)):
-            sa = (memory @ a[t][:, :, None])[..., 0]
-            memory *= w[t][:, None, :]
-            memory += sa[:, :, None] * b[t][:, None, :]
-            memory += v[t][:, :, None] * k[t][:, None, :]
-            out[t] = (memory @ r[t][:, :, None])[..., 0]
-        return out
+        """[T, H, N]."""
+        return numpy_recurrence.wkv7(s, self.state[state][index])
 
     def rwkv7_readout(self, y: Array, s: Array, lora: Array, param: Array, eps: float) -> Array:
         """(group norm + bonus v) gate, [T, C]."""
         tokens, heads, size = y.shape
         r_k, weight, bias = param
-        centred = y - y.mean(-1, keepdims=True)
-        variance = (centred * centred).mean(-1, keepdims=True)
-        normed = centred / np.sqrt(variance + self.dtype.type(eps)) * weight + bias
         bonus = (s[0] * s[2] * r_k).sum(-1, keepdims=True)
         gate = lora.reshape(tokens, 4, heads, size)[:, 3]
-        read: Array = (normed + bonus * s[3]) * gate
+        read: Array = (self._normed(y, eps) * weight + bias + bonus * s[3]) * gate
         return read.reshape(tokens, heads * size)
+
+    def deep_embed(
+        self, proj: Array, column: int, rows: Array, rows_column: int, param: Array
+    ) -> Array:
+        """[T, F]."""
+        width = param.shape[1]
+        short = proj[:, None, column : column + 32]
+        embed = rows[:, rows_column : rows_column + 1024].reshape(-1, 32, 32)
+        read: Array = proj[:, :width] * ((short @ embed)[:, 0] @ param[:32] + param[32])
+        return read
+
+    # ROSA
+
+    def rosa(self, x: Array | None, bits: int, state: str, index: int) -> Array:
+        """u32 [T, streams]."""
+        history = self.state[state][index]
+        roles, streams, _ = history.shape
+        given = (
+            self.tokens.reshape(-1, roles, streams)
+            if x is None
+            else x.reshape(len(x), roles, streams, bits)
+        )
+        numpy_rosa.pack(history, given, bits, self.position)
+        return numpy_rosa.match(history, bits, self.position, len(given))
+
+    def rosa_values(
+        self, symbols: Array, values: Array, bits: int, add_to: Array | None = None
+    ) -> Array:
+        """[T, C]."""
+        read = numpy_rosa.read(symbols, values.reshape(3, -1, bits), bits)
+        out = read.reshape(len(symbols), -1)
+        return out if add_to is None else add_to + out
 
 
 def sigmoid(x: Array) -> Array:
@@ -159,9 +271,11 @@ def sigmoid(x: Array) -> Array:
 
 
 def activate(name: Activation, value: Array) -> Array:
-    """A part's activation; the residual of "add" is the caller's business."""
+    """A part's activation."""
     if name == "relu2":
         return np.square(np.maximum(value, 0))
     if name == "tanh":
         return np.asarray(np.tanh(value))
+    if name == "silu":
+        return value * sigmoid(value)
     return sigmoid(value) if name == "sigmoid" else value

@@ -1,0 +1,1 @@
+"""What several versions share; a version's own file says in which order."""

@@ -1,0 +1,60 @@
+"""What stands around the blocks of every language model of the family: embedding, norms, head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kernelforge_runtime.models.schema import TensorReader
+from kernelforge_runtime.ops import OpSet, Part
+
+TENSORS = {
+    "emb.weight": "V C",
+    "blocks.0.ln0.weight": "C",
+    "blocks.0.ln0.bias": "C",
+    "ln_out.weight": "C",
+    "ln_out.bias": "C",
+    "head.weight": "V C",
+}
+"""Outside of blocks."""
+UNUSED = {"ln0.weight": "C", "ln0.bias": "C"}
+"""Some trainers write `ln0` for every block; only the first one's means anything."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Handles of the weights outside of blocks."""
+
+    embedding: Any
+    ln0: tuple[Any, Any]
+    ln_out: tuple[Any, Any]
+    head: Any
+
+    @classmethod
+    def load(cls, ops: OpSet, read: TensorReader) -> Frame:
+        """Hands them to the op set."""
+        return cls(
+            embedding=ops.table("emb.weight", read("emb.weight")),
+            ln0=norm(ops, read, "blocks.0.ln0"),
+            ln_out=norm(ops, read, "ln_out"),
+            head=matrix(ops, read, "head.weight"),
+        )
+
+    def enter(self, ops: OpSet) -> Any:
+        """The residual stream before the first block, [T, C]."""
+        return ops.layer_norm(ops.embedding(self.embedding), *self.ln0)
+
+    def leave(self, ops: OpSet, x: Any, full_output: bool) -> Any:
+        """The logits."""
+        return ops.linear(ops.layer_norm(x, *self.ln_out, last=not full_output), self.head)
+
+
+def norm(ops: OpSet, read: TensorReader, name: str) -> tuple[Any, Any]:
+    """Weight and bias of a layer norm."""
+    return ops.vector(read(f"{name}.weight")), ops.vector(read(f"{name}.bias"))
+
+
+def matrix(ops: OpSet, read: TensorReader, name: str, scale: float = 1.0) -> Any:
+    """A matrix of its own, times `scale`."""
+    weight = read(name)
+    return ops.matrix([Part(read.name(name), weight if scale == 1.0 else weight * scale)])

@@ -1,0 +1,184 @@
+"""What every group of Vulkan ops writes with: the step's size, its buffers, the calls so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.bundle.select import KernelSet
+from kernelforge_runtime.dtypes import F32, DType
+from kernelforge_runtime.errors import PlanError
+from kernelforge_runtime.ops.builder import Operand, PlanBuilder, Temporary
+from kernelforge_runtime.ops.device_state import DeviceState
+from kernelforge_runtime.ops.device_weights import DeviceVector, DeviceWeights, part_of
+from kernelforge_runtime.vk import Buffer, BufferSlice, Device
+
+Tensor = Temporary | DeviceVector
+"""What an op takes: made inside the step, or by the host for it."""
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """What a plan is recorded for.
+
+    Attributes:
+        tokens: T, of all sequences together.
+        sequences: B.
+        single: token i is sequence i's only one, as in decode; T is B then.
+    """
+
+    tokens: int
+    sequences: int = 1
+    single: bool = False
+
+
+@dataclass(frozen=True)
+class StepBuffers:
+    """What travels to and from the device at each step, host visible.
+
+    Attributes:
+        token: u32 [T], token ids.
+        owner: u32 [T], each token's sequence.
+        segment: u32 [T, 4], of each sequence: first token, count, slot, position.
+    """
+
+    token: Buffer
+    owner: Buffer
+    segment: Buffer
+
+    @classmethod
+    def make(cls, device: Device, tokens: int) -> StepBuffers:
+        """For steps of up to so many tokens; all zero."""
+        made = []
+        try:
+            for name, words in (("tokens", tokens), ("owners", tokens), ("segments", 4 * tokens)):
+                made.append(device.buffer(4 * words, name, host_visible=True))
+                made[-1].fill(0)
+        except BaseException:
+            for buffer in made:
+                buffer.close()
+            raise
+        return cls(*made)
+
+    def close(self) -> None:
+        """Releases them."""
+        for buffer in (self.token, self.owner, self.segment):
+            buffer.close()
+
+
+class StepWriter:
+    """Base of the Vulkan op set: its groups of ops are classes that write with this one.
+
+    Attributes:
+        store: the weights.
+        state: device memory of the recurrent state by name.
+        activations: F32 or F16.
+    """
+
+    def __init__(
+        self, device: Device, kernels: KernelSet, weights: DType, activations: DType = F32
+    ) -> None:
+        self.device, self.kernels, self.weights = device, kernels, weights
+        self.activations = activations
+        self.store = DeviceWeights(device, weights)
+        self.state: dict[str, DeviceState] = {}
+        self._builder = PlanBuilder(kernels)
+        self._size = StepSize(1, 1, True)
+        self._buffers: StepBuffers | None = None
+        self._aside: dict[str, Buffer] = {}
+        self._carried: list[str] = []
+
+    def vector(self, values: NDArray[np.float32]) -> DeviceVector:
+        """Uploads a small tensor in float32."""
+        return self.store.vector(values)
+
+    def begin(self, size: StepSize, buffers: StepBuffers) -> None:
+        """Starts writing down a step."""
+        self._builder, self._size, self._buffers = PlanBuilder(self.kernels), size, buffers
+        self._carried = []
+
+    def finish(self) -> PlanBuilder:
+        """Ends the step: what was carried aside moves into the state. Returns the builder."""
+        for name in self._carried:
+            kept = self.state[name]
+            size = Problem(L=kept.entries, B=self._size.sequences, E=kept.slot_bytes // 4)
+            self._call(
+                "copy",
+                size,
+                {"in_x": self._aside[name], "out_y": kept.memory, "segment": self._segment},
+                {"stride": kept.entry_bytes // 4},
+                label=name,
+            )
+        return self._builder
+
+    def _call(
+        self,
+        family: str,
+        problem: Problem,
+        operands: Mapping[str, Operand | Tensor],
+        constants: Mapping[str, int | float] | None = None,
+        label: str = "",
+        precision: str = "f32",
+    ) -> None:
+        bound = {n: o.memory if isinstance(o, DeviceVector) else o for n, o in operands.items()}
+        self._builder.call(family, precision, problem, bound, constants, label or family)
+
+    @property
+    def _step(self) -> StepBuffers:
+        if self._buffers is None:
+            raise PlanError("an op was called outside of a step: call begin first")
+        return self._buffers
+
+    @property
+    def _segment(self) -> Buffer:
+        return self._step.segment
+
+    @property
+    def _tokens(self) -> int:
+        return self._size.tokens
+
+    def _stream(self, *shape: int) -> Temporary:
+        """A tensor in the activations' type."""
+        return Temporary(shape, self.activations.bits)
+
+    def _following(self, state: str, index: int) -> BufferSlice:
+        """Where a token shift leaves its carry.
+
+        In place if every sequence has one token at most; else aside, because other workgroups
+        still read what it replaces.
+        """
+        kept = self.state[state]
+        if self._size.single:
+            return kept.entry(index)
+        if state not in self._aside:
+            self._aside[state] = self.device.buffer(kept.memory.nbytes, f"{state} aside")
+        if state not in self._carried:
+            self._carried.append(state)
+        whole = self._aside[state].slice(0, kept.memory.nbytes)
+        return part_of(whole, index * kept.entry_bytes, kept.entry_bytes)
+
+    def _pages(self, rows: int, row_bytes: int) -> Sequence[tuple[int, int]]:
+        """(first row, rows) of the pieces of a matrix that a binding can hold."""
+        limit = self.device.info.max_storage_buffer
+        most = max(limit // row_bytes // PAGE_ROWS * PAGE_ROWS, PAGE_ROWS)
+        if rows <= most:
+            return [(0, rows)]
+        return [(first, min(most, rows - first)) for first in range(0, rows, most)]
+
+    def close(self) -> None:
+        """Releases weights, state and what was carried aside."""
+        self.store.arena.close()
+        for kept in self.state.values():
+            kept.close()
+        for buffer in self._aside.values():
+            buffer.close()
+        self.state.clear()
+        self._aside.clear()
+
+
+PAGE_ROWS = 1024
+"""Matrices beyond the binding limit are cut at multiples of this: offsets stay aligned."""
