@@ -29,7 +29,7 @@ def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     return Signature(
         bindings=(
             Binding("shifted", activation, (3, "T", "C")),
-            Binding("mix", F32, ("T", "S", "C")),
+            Binding("mix_by", F32, ("T", "S", "C")),
             Binding("out_y", activation, ("S", "T", "C"), "write"),
         ),
         push_constants=tuple(PushConstant(n) for n in "CST"),
@@ -46,7 +46,7 @@ def inputs(problem: Problem, precision: DType, rng: np.random.Generator) -> Arra
     shifted = rng.standard_normal((3, t, c), dtype=np.float32)
     return {
         "shifted": encode(shifted, activation_type(problem)),
-        "mix": 0.5 + rng.standard_normal((t, s, c), dtype=np.float32),
+        "mix_by": 0.5 + rng.standard_normal((t, s, c), dtype=np.float32),
     }
 
 
@@ -61,7 +61,7 @@ def oracle(
     Source: RWKV-5 and 6 "Eagle and Finch" (arXiv 2404.05892), the data-dependent token shift.
     """
     _, x, before = given["shifted"].astype(np.float64)
-    by = given["mix"].astype(np.float64).swapaxes(0, 1)
+    by = given["mix_by"].astype(np.float64).swapaxes(0, 1)
     return {"out_y": x + (before - x) * by}
 
 

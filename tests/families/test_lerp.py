@@ -18,7 +18,7 @@ WIDTHS = pytest.mark.parametrize("bits", [32, 16])
 def test_a_mix_of_0_is_the_token_and_a_mix_of_1_the_one_before(device, rng, bits):
     problem = Problem(T=3, C=36, S=2, X=bits)
     given = LERP.inputs(problem, F32, rng)
-    given["mix"][:, 0], given["mix"][:, 1] = 0, 1
+    given["mix_by"][:, 0], given["mix_by"][:, 1] = 0, 1
     for params in variants(LERP, F32, device, problem, *SHAPES):
         found = run(device, LERP, F32, params, problem, given)
         np.testing.assert_array_equal(found["out_y"][0], given["shifted"][1])
@@ -32,7 +32,7 @@ def test_the_first_slot_is_not_read_and_tokens_do_not_see_each_other(device, rng
     expected = LERP.oracle(problem, F32, given, {})
     given["shifted"][0] = np.nan
     given["shifted"][:, 2] = np.nan
-    given["mix"][2] = np.nan
+    given["mix_by"][2] = np.nan
     expected["out_y"][:, 2] = np.nan
     for params in variants(LERP, F32, device, problem, *SHAPES):
         assert_close(LERP, problem, run(device, LERP, F32, params, problem, given), expected)

@@ -63,29 +63,45 @@ def builder(device):
     return PlanBuilder(kf.load_bundle(device))
 
 
-def copy(builder, source, target, size=64):
-    builder.call("copy", "f32", Problem(E=size), {"in_x": source, "out_y": target})
+@pytest.fixture
+def segment(device):
+    """One sequence with a token, in slot 0."""
+    buffer = device.buffer(16)
+    buffer.upload(np.array([0, 1, 0, 0], np.uint32))
+    yield buffer
+    buffer.close()
+
+
+@pytest.fixture
+def copy(builder, segment):
+    """Adds a copy of `size` floats from `source` to `target` to the plan."""
+
+    def call(source, target, size=64):
+        operands = {"in_x": source, "segment": segment, "out_y": target}
+        builder.call("copy", "f32", Problem(L=1, B=1, E=size), operands, {"stride": size})
+
+    return call
 
 
 @pytest.mark.vulkan
-def test_a_temporary_lives_from_its_first_to_its_last_call(device, builder):
+def test_a_temporary_lives_from_its_first_to_its_last_call(copy):
     given, a, b, c = (Temporary((1, 64)) for _ in range(4))
     for source, target in ((given, a), (a, b), (b, c), (a, c)):
-        copy(builder, source, target)
+        copy(source, target)
     assert [(t.first, t.last) for t in (given, a, b, c)] == [(0, 0), (0, 3), (1, 2), (2, 3)]
 
 
 @pytest.mark.vulkan
-def test_a_chain_of_calls_carries_values_through_shared_memory(device, builder):
+def test_a_chain_of_calls_carries_values_through_shared_memory(device, builder, copy):
     values = np.arange(256, dtype=np.float32)
     source, target = device.buffer(1024), device.buffer(1024)
     source.upload(values)
     target.fill(0)
     chain = [Temporary((4, 64)) for _ in range(9)]
-    copy(builder, source, chain[0], 256)
+    copy(source, chain[0], 256)
     for before, after in pairwise(chain):
-        copy(builder, before, after, 256)
-    copy(builder, chain[-1], target, 256)
+        copy(before, after, 256)
+    copy(chain[-1], target, 256)
     dispatches, work = builder.finish(device)
     assert work.nbytes == 2 * 1024
     with Plan(device, dispatches) as plan:
@@ -97,10 +113,10 @@ def test_a_chain_of_calls_carries_values_through_shared_memory(device, builder):
 
 
 @pytest.mark.vulkan
-def test_a_slice_keeps_the_whole_alive_and_binds_its_bytes(device, builder):
+def test_a_slice_keeps_the_whole_alive_and_binds_its_bytes(device, builder, copy):
     whole, other = Temporary((2, 64)), Temporary((1, 64))
-    copy(builder, TemporarySlice(whole, 256, 256), other)
-    copy(builder, other, TemporarySlice(whole, 0, 256))
+    copy(TemporarySlice(whole, 256, 256), other)
+    copy(other, TemporarySlice(whole, 0, 256))
     assert (whole.first, whole.last) == (0, 1)
     dispatches, work = builder.finish(device)
     first, second = dispatches
@@ -111,8 +127,8 @@ def test_a_slice_keeps_the_whole_alive_and_binds_its_bytes(device, builder):
 
 
 @pytest.mark.vulkan
-def test_work_memory_starts_as_zeros(device, builder):
-    copy(builder, Temporary((1, 64)), Temporary((1, 64)))
+def test_work_memory_starts_as_zeros(device, builder, copy):
+    copy(Temporary((1, 64)), Temporary((1, 64)))
     _, work = builder.finish(device)
     assert not work.download(np.uint32).any()
     work.close()

@@ -36,7 +36,7 @@ def test_tuning_a_model_writes_a_bundle_that_runs_it(tmp_path):
 
 def test_an_interrupted_search_keeps_what_it_has_and_the_same_command_goes_on(tmp_path):
     asked = [
-        "tune", "--family", "layer_norm", "--problem", "T=64,C=512,G=1", "--device", DEVICE,
+        "tune", "--family", "layer_norm", "--problem", "T=64,C=512,X=32", "--device", DEVICE,
         "--trials", TRIALS, "--out", tmp_path / "out", "--journal", tmp_path / "journal",
     ]  # fmt: skip
     env = environment(**workplace().env)
