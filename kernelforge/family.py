@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources.abc import Traversable
 from typing import Any
 
@@ -59,6 +59,7 @@ class KernelFamily:
         constants: problem -> push constants that are no dimensions.
         corner_problems: small and awkward; every variant is verified on them.
         default_problems: what is tuned where no model says better.
+        defaults: dimensions that a person may leave out, and their values then.
         tolerance: factor on the tolerance of the precision.
         requires: GLSL extensions that the compiler must accept, e.g. `GL_KHR_cooperative_matrix`.
         problem_rule: says why a problem is not possible, None where it is.
@@ -79,6 +80,7 @@ class KernelFamily:
     constants: Callable[[Problem], Mapping[str, int | float]] = _no_constants
     corner_problems: tuple[Problem, ...] = ()
     default_problems: tuple[Problem, ...] = ()
+    defaults: Mapping[str, int] = field(default_factory=dict)
     tolerance: float = 1.0
     requires: tuple[str, ...] = ()
     problem_rule: Callable[[Problem], str | None] = _any_problem
@@ -90,6 +92,8 @@ class KernelFamily:
             raise SpaceError(f"family {self.name!r}: use lower-case letters, digits, underscores")
         if not self.precisions:
             raise SpaceError(f"family {self.name} names no precision: give at least one")
+        if unknown := sorted(set(self.defaults) - set(self.dims)):
+            raise SpaceError(f"family {self.name} has no dimension {', '.join(unknown)} to default")
         for problem in (*self.corner_problems, *self.default_problems):
             if reason := self.refuses(problem):
                 raise SpaceError(f"family {self.name} lists problem {problem}, but {reason}")
@@ -112,6 +116,12 @@ class KernelFamily:
     def variant(self, precision: str | DType, params: Mapping[str, Value]) -> Variant:
         """The variant with these parameters, whose name is its identity."""
         return Variant.of(self.name, self.precision(precision).name, params)
+
+    def completed(self, problem: Problem) -> Problem:
+        """The problem with the defaults of what it leaves out; dimensions in their order."""
+        dims = {**self.defaults, **problem}
+        order = [name for name in self.dims if name in dims]
+        return Problem(**{name: dims[name] for name in (*order, *problem)})
 
     def refuses(self, problem: Problem) -> str | None:
         """Why the family cannot work on this problem; None where it can."""

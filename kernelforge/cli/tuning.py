@@ -161,7 +161,8 @@ class Tuning:
         args = self._args
         family = get_family(args.family)
         names = args.precision.split(",") if args.precision else family.precisions
-        problems = (args.problem,) if args.problem else family.default_problems
+        given = args.problem
+        problems = (family.completed(given),) if given else family.default_problems
         return [TuneTask(family, family.precision(n), p) for n in names for p in problems]
 
     def _generic_kernels(self) -> KernelSet:

@@ -41,6 +41,8 @@ SAFETY = 16.0
 EPS32 = 2.0**-23
 _STORED_ULP = {F32.name: 0.0, F16.name: 2.0**-10, BF16.name: 2.0**-7}
 VERIFY_TIMEOUT_S = 20.0
+ELEMENT_BITS = frozenset("XY")
+"""Dimensions that say how wide an activation's elements are: no number of anything summed."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,12 @@ def reduction_length(problem: Mapping[str, int], shape: tuple[str | int, ...]) -
 
     The product of the dimensions that the output does not have; where it has them all (a norm, a
     recurrence), the longest dimension. At least 64, so that short sums get a useful margin.
+    ELEMENT_BITS count nothing.
     """
     kept = dimension_names(shape)
-    summed = [size for name, size in problem.items() if name not in kept]
-    longest = math.prod(summed) if summed else max(problem.values(), default=1)
+    sizes = {name: size for name, size in problem.items() if name not in ELEMENT_BITS}
+    summed = [size for name, size in sizes.items() if name not in kept]
+    longest = math.prod(summed) if summed else max(sizes.values(), default=1)
     return max(64, longest)
 
 

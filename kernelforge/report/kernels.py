@@ -158,7 +158,7 @@ def _cost(family: str, precision: str, problem: str) -> tuple[float, float] | No
     """What a dispatch costs by the family's declaration; None where that is gone or has changed."""
     try:
         declared = get_family(family)
-        sizes = Problem.parse(problem)
+        sizes = declared.completed(Problem.parse(problem))
         if declared.refuses(sizes) is not None:
             return None
         return declared.cost(sizes, declared.precision(precision))

@@ -6,6 +6,7 @@ import pytest
 from kernelforge.families.gemm import GEMM
 from kernelforge.families.gemv import GEMV
 from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.route import ACTIVATIONS, ROUTE_ROWS, route_code
 from kernelforge_runtime.dtypes import BF16, F16, F32, encode
 from tests.families.running import UNWRITTEN, assert_close, run, variants
 
@@ -19,7 +20,7 @@ FORMS = (SMALL_TILE, TALL_TILE, BROADCAST, {**BROADCAST, "TT": 1, "TM": 1, "ADDR
 
 @pytest.mark.parametrize("tokens", [1, 7, 33, 65])
 def test_token_counts_that_fit_no_tile_are_right(device, rng, tokens):
-    problem = Problem(M=64, K=96, S=2, T=tokens)
+    problem = Problem(M=64, K=96, S=2, T=tokens, X=32, Y=32)
     given = GEMM.inputs(problem, F32, rng)
     expected = GEMM.oracle(problem, F32, given, {})
     for params in variants(GEMM, F32, device, problem, *FORMS):
@@ -29,7 +30,7 @@ def test_token_counts_that_fit_no_tile_are_right(device, rng, tokens):
 
 @pytest.mark.parametrize("precision", [F16, BF16, F32], ids=str)
 def test_both_forms_agree_on_sums_that_are_exact(device, rng, precision):
-    problem = Problem(M=64, K=64, S=1, T=19)
+    problem = Problem(M=64, K=64, S=1, T=19, X=32, Y=32)
     whole = rng.integers(-8, 9, (64, 64)).astype(np.float32)
     given = GEMM.inputs(problem, precision, rng)
     given["weight"] = encode(whole, precision)
@@ -46,7 +47,7 @@ def test_both_forms_agree_on_sums_that_are_exact(device, rng, precision):
 
 def test_rows_are_read_with_the_stride_of_their_route(device, rng):
     """Columns 32 to 95 of an input that is 160 wide: how a LoRA reads its part of a projection."""
-    problem = Problem(M=32, K=64, S=1, T=9)
+    problem = Problem(M=32, K=64, S=1, T=9, X=32, Y=32)
     wide = rng.standard_normal((9, 160)).astype(np.float32)
     given = GEMM.inputs(problem, F32, rng)
     given["in_x"] = wide
@@ -58,20 +59,113 @@ def test_rows_are_read_with_the_stride_of_their_route(device, rng):
 
 
 def test_each_block_has_its_own_epilogue_and_the_residual_is_added_once(device, rng):
-    problem = Problem(M=160, K=32, S=1, T=5)
+    problem = Problem(M=160, K=32, S=1, T=5, X=32, Y=32)
     given = GEMM.inputs(problem, F32, rng)
-    given["route"][:, 2] = range(5)
+    given["route"][:, 2] = [route_code(name, add=True) for name in ACTIVATIONS]
     expected = GEMM.oracle(problem, F32, given, {})
     for params in variants(GEMM, F32, device, problem, *FORMS):
         found = run(device, GEMM, F32, params, problem, given)
         assert_close(GEMM, problem, found, expected, params)
 
 
+WIDTHS = [(32, 32), (16, 32), (32, 16), (16, 16)]
+COMBINATIONS = [
+    (activation, bias, gate, add, halve)
+    for activation in ACTIVATIONS
+    for bias, gate in ((False, False), (True, False), (False, True))
+    for add in (False, True)
+    for halve in (False, True)
+]
+
+
+@pytest.mark.parametrize(("x", "y"), WIDTHS)
+def test_every_combination_of_an_epilogue_s_parts_reads_aux_with_its_own_stride(device, rng, x, y):
+    tokens = 5
+    problem = Problem(M=ROUTE_ROWS * len(COMBINATIONS), K=32, S=2, T=tokens, X=x, Y=y)
+    given = GEMM.inputs(problem, F32, rng)
+    strides = rng.choice([0, 32, 33, 1000], len(COMBINATIONS))
+    given["aux"] = rng.standard_normal(tokens * 1000 + 2000).astype(np.float32)
+    given["route"][:, 2] = [
+        route_code(*parts, stride=int(stride))
+        for parts, stride in zip(COMBINATIONS, strides, strict=True)
+    ]
+    given["route"][:, 3] = rng.integers(0, 1000, len(COMBINATIONS))
+    expected = GEMM.oracle(problem, F32, given, {})
+    for params in variants(GEMM, F32, device, problem, *FORMS):
+        found = run(device, GEMM, F32, params, problem, given)
+        assert_close(GEMM, problem, found, expected, params)
+
+
+def test_the_last_token_of_an_aux_takes_its_own_row(device):
+    problem = Problem(M=32, K=32, S=1, T=3, X=32, Y=32)
+    given = {
+        "weight": np.eye(32, dtype=np.float32),
+        "in_x": np.arange(96, dtype=np.float32).reshape(1, 3, 32),
+        "route": np.array([[0, 32, route_code(bias=True, halve=True, stride=64), 7]], np.uint32),
+        "aux": np.arange(200, dtype=np.float32) * 1000,
+        "out_y": np.full((3, 32), np.nan, np.float32),
+    }
+    row = np.arange(32) + 7
+    exact = (given["in_x"][0] + np.stack([row, row + 64, row + 128]) * 1000) / 2
+    for params in variants(GEMM, F32, device, problem, *FORMS):
+        found = run(device, GEMM, F32, params, problem, given)["out_y"]
+        np.testing.assert_array_equal(found, exact, str(params))
+
+
+@pytest.mark.parametrize(("x", "y"), WIDTHS)
+@pytest.mark.parametrize("precision", [F16, BF16, F32], ids=str)
+def test_inputs_and_outputs_of_either_width_are_exact(device, rng, precision, x, y):
+    problem = Problem(M=64, K=64, S=2, T=11, X=x, Y=y)
+    weight = rng.integers(-4, 5, (64, 64)).astype(np.float32)
+    given = GEMM.inputs(problem, precision, rng)
+    given["weight"] = encode(weight, precision)
+    given["in_x"] = rng.integers(-4, 5, (2, 11, 64)).astype(given["in_x"].dtype)
+    given["route"][:] = [[11 * 64, 64, 0, 0], [0, 64, route_code(add=True), 0]]
+    given["out_y"] = rng.integers(-8, 9, (11, 64)).astype(given["out_y"].dtype)
+    inputs = given["in_x"].astype(np.float32)
+    exact = np.concatenate([inputs[1] @ weight[:32].T, inputs[0] @ weight[32:].T], axis=1)
+    exact[:, 32:] += given["out_y"][:, 32:]
+    for params in variants(GEMM, precision, device, problem, *FORMS):
+        found = run(device, GEMM, precision, params, problem, given)["out_y"]
+        np.testing.assert_array_equal(found.astype(np.float32), exact, str(params))
+
+
+def test_a_16_bit_output_becomes_infinite_where_the_sum_is_too_large(device):
+    problem = Problem(M=32, K=32, S=1, T=2, X=32, Y=16)
+    large = np.resize(np.array([1e6, -1e6, 65504, 1.0], np.float32), 32)
+    given = {
+        "weight": np.eye(32, dtype=np.float32),
+        "in_x": np.stack([large, -large])[None],
+        "route": np.array([[0, 32, 0, 0]], np.uint32),
+        "aux": np.zeros(32, np.float32),
+        "out_y": np.zeros((2, 32), np.float16),
+    }
+    expected = GEMM.oracle(problem, F32, given, {})["out_y"]
+    assert np.isinf(expected[:, :2]).all() and np.isfinite(expected[:, 2:4]).all()
+    for params in variants(GEMM, F32, device, problem, *FORMS):
+        found = run(device, GEMM, F32, params, problem, given)["out_y"]
+        if device.info.slug == "swiftshader":  # it makes NaN of what is too large for a half
+            found = np.where(np.isnan(found) & np.isinf(expected), expected, found)
+        np.testing.assert_array_equal(found, expected, str(params))
+
+
+def test_aux_and_the_old_y_are_read_only_where_the_code_asks(device, rng):
+    """A NaN in either would show; the aux offset of plain blocks even lies behind the buffer."""
+    problem = Problem(M=64, K=32, S=1, T=5, X=32, Y=32)
+    given = GEMM.inputs(problem, F32, rng)
+    given["aux"][:] = given["out_y"][:] = np.nan
+    given["route"][:, 2] = [0, route_code("silu", halve=True)]
+    given["route"][:, 3] = 2**20
+    for params in variants(GEMM, F32, device, problem, *FORMS):
+        found = run(device, GEMM, F32, params, problem, given)["out_y"]
+        assert np.isfinite(found).all(), params
+
+
 def test_one_token_is_what_gemv_gives(device, rng):
-    problem = Problem(M=64, K=64, S=2, T=1)
+    problem = Problem(M=64, K=64, S=2, T=1, X=32, Y=32)
     given = GEMM.inputs(problem, F16, rng)
     flat = {**given, "in_x": given["in_x"][:, 0], "out_y": given["out_y"][0]}
-    vector = Problem(M=64, K=64, S=2)
+    vector = Problem(M=64, K=64, S=2, X=32, Y=32)
     params = variants(GEMV, F16, device, vector)[0]
     expected = run(device, GEMV, F16, params, vector, flat)["out_y"]
     for params in variants(GEMM, F16, device, problem, *FORMS):
@@ -80,7 +174,7 @@ def test_one_token_is_what_gemv_gives(device, rng):
 
 
 def test_nothing_is_written_behind_the_last_token(device, rng):
-    problem = Problem(M=32, K=32, S=1, T=3)
+    problem = Problem(M=32, K=32, S=1, T=3, X=32, Y=32)
     given = GEMM.inputs(problem, F32, rng)
     given["out_y"] = np.full((64, 32), UNWRITTEN, np.uint32).view(np.float32)
     given["route"][:, 2] = 0
