@@ -1,0 +1,236 @@
+"""Measures a model: the ROSA demonstrations, or how well it predicts a text.
+
+  kernelforge eval reverse MODEL      reverse numbers
+  kernelforge eval arithmetic MODEL   add and subtract numbers
+  kernelforge eval count MODEL        count up
+  kernelforge eval MODEL --text FILE  bits per byte and perplexity of a text
+
+Every symbol of an answer is predicted from the true ones before it, as the author of these models
+scores them. Without --count and --digits the problems are as many and of the lengths that he
+chose. What he counts: in reverse the digits and the # that ends them; in arithmetic the symbols of
+the answer without the = that ends it; in count every symbol. Ends are also told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kernelforge.cli import options
+from kernelforge.cli.evaluation.scoring import Result, evaluate, marks
+from kernelforge.cli.evaluation.tasks import MOST_DIGITS, TASKS, Sample, Task
+from kernelforge.cli.evaluation.text import score_text
+from kernelforge.cli.options import UsageError
+from kernelforge.cli.output import Output
+from kernelforge_runtime.bundle import KernelSet
+from kernelforge_runtime.errors import ModelError
+from kernelforge_runtime.models import Model, Reference, load_model, load_reference
+from kernelforge_runtime.text import load_tokenizer
+from kernelforge_runtime.vk import open_device
+
+CPU = "cpu"
+"""The device name that stands for NumPy."""
+SHOWN = 3
+"""Problems that are printed."""
+SEED = 42
+BATCH = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `eval` takes."""
+    parser.add_argument("task", metavar="TASK", nargs="?", choices=[*TASKS], help=", ".join(TASKS))
+    parser.add_argument("model", metavar="MODEL", help="a .safetensors or .pth file")
+    parser.add_argument("--text", metavar="FILE", help="in place of a task: a text to predict")
+    parser.add_argument(
+        "--count", metavar="N", type=options.positive, help="problems (default: the author's)"
+    )
+    parser.add_argument(
+        "--digits",
+        metavar="A-B",
+        type=_digits,
+        help="lengths of the numbers (default: reverse 1-60, arithmetic 1-20, count 1-3)",
+    )
+    options.add(parser, "seed", default=SEED, help=f"of the problems (default: {SEED})")
+    parser.add_argument(
+        "--batch",
+        metavar="N",
+        type=options.positive,
+        help=f"problems at once (default: {BATCH}; on the cpu 1)",
+    )
+    options.add(
+        parser,
+        "device",
+        help="Vulkan device: index, part of its name, or UUID; cpu runs in NumPy "
+        "(default: the best)",
+    )
+    options.add(parser, "bundle")
+    options.add(
+        parser,
+        "weights",
+        default=None,
+        help="how weights are kept: f32, bf16 or f16 (default: f32; f16 for --text on a device)",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="T",
+        default="auto",
+        help="of --text: auto (by the vocabulary's size), world, bytes, or a .json or .txt file",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, and says what came out."""
+    if (args.task is None) == (args.text is None):
+        raise UsageError(f"give a task ({', '.join(TASKS)}) or --text FILE")
+    if args.text is not None and (args.count or args.digits or args.batch):
+        raise UsageError("--count, --digits and --batch are of the tasks, not of --text")
+    output = Output(args)
+    batch = 1 if args.text is not None else args.batch or (1 if args.device == CPU else BATCH)
+    with _loaded(args, batch) as model:
+        about = {
+            "model": args.model,
+            "version": model.config.version,
+            "weights": model.weights.name,
+            "device": model.device.info.name if isinstance(model, Model) else "NumPy",
+        }
+        if args.text is not None:
+            _text(args, output, model, about)
+        else:
+            _task(args, output, model, about, batch)
+    return 0
+
+
+def _task(
+    args: argparse.Namespace,
+    output: Output,
+    model: Model | Reference,
+    about: dict[str, Any],
+    batch: int,
+) -> None:
+    task: Task = TASKS[args.task]
+    low, high = args.digits or task.digits
+    samples = task.make(args.count, low, high, random.Random(args.seed))
+    result = evaluate(model, task, samples, batch)
+    shown = _examples(samples, result)
+    for lines in shown:
+        for name, line in lines.items():
+            output.text(f"{name:<7} {line}")
+        output.text()
+    rows = []
+    for group, tally in result.groups.items():
+        right, symbols = tally.score(task)
+        rows.append([group, tally.problems, right, symbols, _percent(right, symbols)])
+    output.table(["digits", "problems", "right", "symbols", "%"], rows)
+    total = result.total
+    right, symbols = total.score(task)
+    output.text()
+    output.text(f"{right} of {symbols} right, {_percent(right, symbols)} %: {task.scoring}")
+    if total.ends:
+        output.text(
+            f"ends of answers seen: {total.ends_right} of {total.ends}, "
+            f"{_percent(total.ends_right, total.ends)} %"
+        )
+    speed = result.tokens / result.seconds
+    output.text(
+        f"{total.problems} problems, {result.tokens} tokens in {result.seconds:.1f} s "
+        f"({speed:.0f} tok/s), {about['version']} {about['weights']} on {about['device']}"
+    )
+    output.document(
+        {
+            "task": args.task,
+            **about,
+            "digits": [low, high],
+            "seed": args.seed,
+            "batch": batch,
+            "scoring": task.scoring,
+            "right": right,
+            "symbols": symbols,
+            "accuracy": right / symbols,
+            "total": vars(total),
+            "groups": {group: vars(tally) for group, tally in result.groups.items()},
+            "examples": shown,
+            "tokens": result.tokens,
+            "seconds": result.seconds,
+            "tok_per_s": speed,
+        }
+    )
+
+
+def _text(
+    args: argparse.Namespace, output: Output, model: Model | Reference, about: dict[str, Any]
+) -> None:
+    tokenizer = load_tokenizer(args.tokenizer, model.config.vocab)
+    score = score_text(model, tokenizer, Path(args.text).read_bytes())
+    output.text(
+        f"{score.bits_per_byte:.4f} bits per byte, perplexity {score.perplexity:.3f} per token"
+    )
+    output.text(
+        f"{score.tokens} tokens ({score.bytes} bytes) in {score.seconds:.1f} s "
+        f"({score.tokens / score.seconds:.0f} tok/s), {about['version']} {about['weights']} "
+        f"on {about['device']}"
+    )
+    output.document(
+        {
+            "text": args.text,
+            **about,
+            **vars(score),
+            "bits_per_byte": score.bits_per_byte,
+            "perplexity": score.perplexity,
+            "tok_per_s": score.tokens / score.seconds,
+        }
+    )
+
+
+def _examples(samples: Sequence[Sample], result: Result) -> list[dict[str, str]]:
+    """A few problems from end to end of the set, with what was said and what of it is right."""
+    count = min(SHOWN, len(samples))
+    chosen = {round(i * (len(samples) - 1) / max(count - 1, 1)) for i in range(count)}
+    found = []
+    for i in sorted(chosen):
+        sample, predicted = samples[i], result.predicted[i]
+        wanted = sample.answer + sample.end
+        found.append(
+            {
+                "prompt": sample.prompt,
+                "answer": wanted,
+                "model": predicted,
+                "check": marks(wanted, predicted),
+            }
+        )
+    return found
+
+
+def _percent(right: int, symbols: int) -> str:
+    return f"{100 * right / symbols:.2f}"
+
+
+def _digits(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    ends = [low, high or low]
+    if not all(e.isascii() and e.isdigit() and len(e) <= len(str(MOST_DIGITS)) for e in ends):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected lengths like 1-60")
+    first, last = int(ends[0]), int(ends[1])
+    if not 1 <= first <= last <= MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"{text!r}: lengths are from 1 to {MOST_DIGITS}")
+    return first, last
+
+
+@contextmanager
+def _loaded(args: argparse.Namespace, slots: int) -> Iterator[Model | Reference]:
+    if args.device == CPU:
+        if args.bundle:
+            raise UsageError("--device cpu runs in NumPy: it has no --bundle")
+        with load_reference(args.model, weights=args.weights or "f32") as reference:
+            yield reference
+        return
+    if not Path(args.model).exists():  # said before a device is looked for
+        raise ModelError(f"{args.model}: no such file: check the path")
+    weights = args.weights or ("f16" if args.text is not None else "f32")
+    with open_device(args.device) as device:
+        kernels = KernelSet.open(device.info, args.bundle)
+        with load_model(args.model, device, kernels, weights, slots=slots) as model:
+            yield model

@@ -1,0 +1,71 @@
+"""How well a model predicts a text: bits per byte, and perplexity per token."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelforge_runtime.errors import ModelError
+from kernelforge_runtime.models import Model, Reference
+from kernelforge_runtime.text import Tokenizer
+
+CHUNK = 256
+"""Tokens whose logits are held at once."""
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """What predicting a text cost.
+
+    Attributes:
+        bits: in all, of every token but the first, which nothing precedes.
+        tokens: predicted.
+        bytes: that these tokens stand for.
+        seconds: it took.
+    """
+
+    bits: float
+    tokens: int
+    bytes: int
+    seconds: float
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Independent of the vocabulary."""
+        return self.bits / self.bytes
+
+    @property
+    def perplexity(self) -> float:
+        """Per token: to be compared between models of one vocabulary only."""
+        return math.pow(2.0, self.bits / self.tokens)
+
+
+def score_text(model: Model | Reference, tokenizer: Tokenizer, data: bytes) -> TextScore:
+    """Runs the whole text through the model as one sequence.
+
+    Raises:
+        ModelError: the text has fewer than two tokens.
+    """
+    ids = np.array(tokenizer.encode(data), np.int64)
+    if len(ids) < 2:
+        raise ModelError(f"a text of {len(ids)} tokens: at least two are needed to predict one")
+    started, state, bits = time.perf_counter(), model.new_state(), 0.0
+    for first in range(0, len(ids) - 1, CHUNK):
+        piece = ids[first : min(first + CHUNK, len(ids) - 1)]
+        logits, state = model.forward(piece.tolist(), state, full_output=True)
+        bits += _bits(logits, ids[first + 1 : first + 1 + len(piece)])
+    seconds = time.perf_counter() - started
+    size = len(tokenizer.decode(ids[1:].tolist()))
+    return TextScore(bits, len(ids) - 1, size, seconds)
+
+
+def _bits(logits: NDArray[np.float32], wanted: NDArray[np.int64]) -> float:
+    """Minus the log2 of the probability of these tokens."""
+    chosen = logits[np.arange(len(wanted)), wanted].astype(np.float64)
+    top = logits.max(-1, keepdims=True)
+    total = np.exp(logits - top).sum(-1, dtype=np.float64)
+    return float((np.log(total) + top[:, 0] - chosen).sum()) / math.log(2)
