@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kernelforge_runtime.abi.rosa import NO_MATCH, WORD_BITS, symbols_per_word
 
 PAIRS = 1 << 20
-"""(stream, lag) pairs looked at together: bounds the memory at about 64 MB."""
+"""(stream, lag) pairs looked at together: bounds the memory at about 50 MB."""
 
 Words = NDArray[np.uint32]
 
@@ -126,27 +126,33 @@ def _suffixes(q_words: Words, k_words: Words, bits: int, last: int) -> Words:
     Whole words at a time, so that streams that repeat for long are not slow.
     """
     per = symbols_per_word(bits)
-    runs = np.zeros((len(q_words), last), np.uint32)
-    stream, lag = (axis.ravel() for axis in np.indices(runs.shape))
-    run = np.zeros(len(lag), np.int64)
-    while len(lag):
-        end = last - 1 - lag - run
-        differ = _window(q_words, stream, last - run, bits) ^ _window(k_words, stream, end, bits)
-        # The exponent of frexp is the number of significant bits; float64 holds 32 exactly.
-        agree = (WORD_BITS - np.frexp(differ.astype(np.float64))[1]) // bits
-        run += np.minimum(agree, end + 1)
-        runs[stream, lag] = run
-        longer = (agree == per) & (end + 1 > per)
-        stream, lag, run = stream[longer], lag[longer], run[longer]
-    return runs
+    q, k = _windows(q_words, bits), _windows(k_words, bits)
+    within = np.arange(1, last + 1, dtype=np.uint32)
+    runs = np.minimum(_agreeing(q[:, last, None] ^ k[:, :last], bits), within)
+    stream, end = np.nonzero((runs == per) & (within > per))
+    while len(stream):
+        run = runs[stream, end]
+        left = within[end] - run
+        differ = q[stream, last - run] ^ k[stream, left - 1]
+        more = np.minimum(_agreeing(differ, bits), left)
+        runs[stream, end] += more
+        longer = (more == per) & (left > per)
+        stream, end = stream[longer], end[longer]
+    return runs[:, ::-1]
 
 
-def _window(
-    stream_words: Words, stream: NDArray[np.int64], end: NDArray[np.int64], bits: int
-) -> NDArray[np.uint64]:
-    """The 32 bits of history up to and with symbol `end`, which takes the highest of them."""
-    word, slot = np.divmod(end, symbols_per_word(bits))
-    high = stream_words[stream, word].astype(np.uint64)
-    low = np.where(word > 0, stream_words[stream, np.maximum(word - 1, 0)], 0).astype(np.uint64)
-    used = ((slot + 1) * bits).astype(np.uint64)
-    return (high << np.uint64(32) | low) >> used & np.uint64(0xFFFFFFFF)
+def _agreeing(differ: Words, bits: int) -> Words:
+    """Symbols that agree, from the highest bits down, where windows differ in these bits."""
+    # The exponent of frexp is the number of significant bits; float64 holds 32 exactly.
+    significant = np.frexp(differ.astype(np.float64))[1]
+    return ((WORD_BITS - significant) // bits).astype(np.uint32)
+
+
+def _windows(stream_words: Words, bits: int) -> Words:
+    """The 32 bits up to and with each symbol, which takes the highest: [streams, symbols]."""
+    high = stream_words.astype(np.uint64)
+    low = np.zeros_like(high)
+    low[:, 1:] = high[:, :-1]
+    used = np.arange(1, symbols_per_word(bits) + 1, dtype=np.uint64) * np.uint64(bits)
+    windows = (high << np.uint64(WORD_BITS) | low)[..., None] >> used
+    return windows.astype(np.uint32).reshape(len(high), -1)
