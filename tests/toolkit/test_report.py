@@ -206,14 +206,14 @@ def test_kernel_without_a_good_default_has_no_speedup():
 
 
 def test_bundle_alone_is_reported_too():
-    family, problem = get_family("gemv"), Problem(K=64, M=32, S=1)
+    family, problem = get_family("gemv"), Problem(K=64, M=32, S=1, Y=32, X=32)
     params = family.default(F16, GENERIC, problem)
     entry = Entry(
         "gemv", "f16", problem, family.variant(F16, params).name, family.signature(F16, params),
         "0" * 64, "0" * 64, "0" * 64, 1000, 10, 40, 3000, Verified(1, 0.0, 1.0),
     )  # fmt: skip
     (row,) = kernel_rows([], [entry], None)
-    assert (row.problem, row.speedup, row.trials) == ("M32.K64.S1", 3.0, 40)
+    assert (row.problem, row.speedup, row.trials) == ("M32.K64.S1.X32.Y32", 3.0, 40)
     assert row.rate.gbps > 0
 
 

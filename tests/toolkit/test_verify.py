@@ -99,6 +99,7 @@ def test_the_reduction_is_what_the_output_does_not_have() -> None:
     problem = Problem(M=4096, K=768, B=2)
     assert reduction_length(problem, ("B", "M")) == 768
     assert reduction_length(problem, ("M/32", "B")) == 768
+    assert reduction_length(Problem(M=4096, K=768, X=16, Y=32), ("M",)) == 768
     assert reduction_length(Problem(T=5, C=300), ("T", "C")) == 300
     assert reduction_length(Problem(T=5, C=30), ("T", "C")) == 64
 
