@@ -46,6 +46,8 @@ def load_model(
     device: Device | None = None,
     bundle: KernelSet | None = None,
     weights: str = "f16",
+    activations: str = "f32",
+    slots: int = 1,
 ) -> Model:
     """Loads a .pth or .safetensors checkpoint; its version is read from the tensors.
 
@@ -55,15 +57,17 @@ def load_model(
             again with the model.
         bundle: kernels from `load_bundle`; the best ones for the device where None.
         weights: "f32", "bf16" or "f16".
+        activations: "f32", or "f16" for the residual stream and the inputs of products.
+        slots: sequences that one step can advance; see Model.forward_batch.
 
     Raises:
         KernelForgeError: the file, the device or the bundle cannot serve; one line says why.
     """
     if device is not None:
-        return _load_model(path, device, bundle, weights)
+        return _load_model(path, device, bundle, weights, activations, slots)
     device = open_device()
     try:
-        model = _load_model(path, device, bundle, weights)
+        model = _load_model(path, device, bundle, weights, activations, slots)
     except BaseException:
         device.close()
         raise
