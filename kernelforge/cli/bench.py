@@ -276,7 +276,7 @@ def _record(
     samples: Samples,
     pair: str,
 ) -> BenchRecord:
-    from kernelforge.cli.model_bench import state_bytes
+    from kernelforge.cli.state_size import state_bytes
 
     config = subject.model.config
     return BenchRecord(

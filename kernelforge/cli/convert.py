@@ -19,18 +19,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("f32", "f16", "bf16"),
         help="round every float tensor to this (default: each keeps its own)",
     )
+    parser.add_argument(
+        "--rosa-bits",
+        choices=("1", "4"),
+        help="note how many bits a ROSA symbol has: no tensor says (default: what SRC notes)",
+    )
+    parser.add_argument(
+        "--group-norm-eps",
+        metavar="X",
+        type=_eps,
+        help="note the epsilon of the norm behind the recurrence, where it is not 64e-5",
+    )
+
+
+def _eps(text: str) -> str:
+    """The text itself: a float would not come back as it was written."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a small positive number like 64e-5")
+    return text
 
 
 def run(args: argparse.Namespace) -> int:
     """Converts."""
     output = Output(args)
     started = time.perf_counter()
-    made = convert_checkpoint(args.source, args.destination, args.dtype)
+    notes = {"rosa_bits": args.rosa_bits, "group_norm_eps": args.group_norm_eps}
+    given = {name: text for name, text in notes.items() if text is not None}
+    made = convert_checkpoint(args.source, args.destination, args.dtype, given)
     seconds = time.perf_counter() - started
     output.text(
         f"{made.path}: {made.tensors} tensors, {made.nbytes / 1e6:.1f} MB, "
         + (f"{made.cast} rounded to {args.dtype}, " if args.dtype else "")
+        + "".join(f"{name}={text}, " for name, text in given.items())
         + f"{seconds:.1f} s"
     )
-    output.document({**asdict(made), "seconds": seconds})
+    output.document({**asdict(made), "metadata": given, "seconds": seconds})
     return 0

@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 
 from kernelforge.cli.output import Output
+from kernelforge.cli.state_size import bytes_per_token, state_bytes
 from kernelforge_runtime.dtypes import F32, DType
-from kernelforge_runtime.models import recognise
+from kernelforge_runtime.models import ModelConfig, recognise
 from kernelforge_runtime.models.formats import WEIGHT_FORMATS
+from kernelforge_runtime.models.tuned_state import read_tuned_state
 from kernelforge_runtime.weights import Checkpoint, open_checkpoint
 from kernelforge_runtime.weights.checkpoint import check_finite
 
@@ -18,39 +20,49 @@ def show_model(path: Path, args: argparse.Namespace, output: Output) -> None:
     """Version, sizes, and what its weights take in each format; --check looks for NaN."""
     with open_checkpoint(path) as checkpoint:
         config = recognise(checkpoint).read_config(checkpoint)
+        tuned = read_tuned_state(checkpoint, config) is not None
         if args.check:
             check_finite(checkpoint)
         memory = {name: weight_bytes(checkpoint, d) for name, d in WEIGHT_FORMATS.items()}
-        kind, tensors = checkpoint.kind, len(checkpoint)
-    state = sum(4 * math.prod(shape) for shape in config.state_shapes.values())
+        kind, tensors, metadata = checkpoint.kind, len(checkpoint), checkpoint.metadata
     lora = " ".join(f"{name}={rank}" for name, rank in config.lora.items())
     lines = [
         ("file", f"{path}, {kind}, {tensors} tensors, {path.stat().st_size / 1e6:.1f} MB"),
         ("version", config.version),
         ("layers L", config.layers),
         ("width C", config.width),
-        ("heads H", f"{config.heads} of {config.head_size}"),
+        ("heads H", f"{config.heads} of {config.head_size}" if config.heads else "none"),
         ("vocabulary V", config.vocab),
-        ("ffn F", config.ffn),
+        ("ffn F", config.ffn or "none"),
         ("LoRA ranks", lora or "none"),
+        ("ROSA symbols", f"{config.rosa_bits} bit" if config.rosa_bits else "none"),
         ("matrices", config.dtype),
         ("parameters", f"{config.parameters:,}"),
         *((f"as {name}", f"{size / 1e6:.1f} MB") for name, size in memory.items()),
-        ("state", f"{state / 1e6:.2f} MB per sequence"),
+        ("state", _state(config)),
+        ("tuned state", "yes, sequences start from it" if tuned else "none"),
     ]
     for name, value in lines:
         output.text(f"{name:<13} {value}")
     if args.check:
         output.text("checked       every weight is finite")
+    sizes = {name: value for name, value in vars(config).items() if name != "states"}
     output.document(
         {
             "path": path,
             "kind": kind,
             "tensors": tensors,
             "file_bytes": path.stat().st_size,
-            **vars(config),
+            **sizes,
+            "metadata": metadata,
             "weight_bytes": memory,
-            "state_bytes": state,
+            "states": {
+                name: {"entries": spec.entries, "shape": spec.shape, "dtype": spec.dtype.name}
+                for name, spec in config.states.items()
+            },
+            "state_bytes": state_bytes(config),
+            "state_bytes_per_token": bytes_per_token(config),
+            "tuned_state": tuned,
             "finite": True if args.check else None,
         }
     )
@@ -64,3 +76,11 @@ def weight_bytes(checkpoint: Checkpoint, dtype: DType) -> int:
         held = dtype if len(shape) > 1 else F32
         total += held.nbytes(math.prod(shape))
     return total
+
+
+def _state(config: ModelConfig) -> str:
+    fixed, growing = state_bytes(config), bytes_per_token(config)
+    parts = [f"{fixed / 1e6:.2f} MB"] if fixed or not growing else []
+    if growing:
+        parts.append(f"{growing:,.0f} bytes for each token")
+    return f"{' and '.join(parts)} per sequence"

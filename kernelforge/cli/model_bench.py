@@ -11,7 +11,6 @@ import numpy as np
 from kernelforge.measure import statistics
 from kernelforge_runtime.bundle import Match
 from kernelforge_runtime.models import Model, Reference
-from kernelforge_runtime.models.base import ModelConfig
 from kernelforge_runtime.ops.builder import Temporary, TemporarySlice
 from kernelforge_runtime.state import State
 
@@ -129,11 +128,6 @@ def touched_bytes(model: Model) -> int:
                 nbytes //= call.problem["V"]
             total += nbytes
     return total
-
-
-def state_bytes(config: ModelConfig) -> int:
-    """Recurrent state of one sequence."""
-    return sum(4 * int(np.prod(shape)) for shape in config.state_shapes.values())
 
 
 def describe_kernels(model: Model) -> str:

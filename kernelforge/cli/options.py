@@ -70,8 +70,8 @@ SHARED: dict[str, dict[str, Any]] = {
     },
     "shape": {
         "metavar": "NAME",
-        "help": "in place of a file: random weights of a released size (v7-0.1b, v7-0.4b, "
-        "v7-1.5b, v7-2.9b) or of any, e.g. L12.C768.V65536",
+        "help": "in place of a file: random weights of a released size (v4-0.1b, v5-0.1b, v6-0.1b, "
+        "v7-0.1b, v7-0.4b, v7-1.5b, v7-2.9b) or of any, e.g. L12.C768.V65536, v6.L12.C768.V65536",
     },
     "weights": {
         "metavar": "FORMAT",

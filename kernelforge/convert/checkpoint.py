@@ -1,13 +1,13 @@
 """Turns a `.pth` or `.safetensors` model into `.safetensors`, rounding its weights if asked.
 
-Names and shapes stay as they are; torch is not needed. Block-quantised formats and merged
+Names, shapes and metadata stay as they are; torch is not needed. Block-quantised formats and merged
 adapters are other modules' business.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -46,16 +46,20 @@ def convert_checkpoint(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
     dtype: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Converted:
     """Writes `source` as safetensors; the same source gives the same bytes.
 
-    Memory stays at a few pieces of a tensor. The destination appears only when it is complete.
+    Memory stays at a few pieces of a tensor. The destination appears only when it is complete. The
+    source's metadata is kept as far as `Checkpoint.metadata` has it.
 
     Args:
         source: a `.pth` or `.safetensors` file.
         destination: path of the new file, ending in `.safetensors`; may be the source itself.
         dtype: "f32", "f16" or "bf16" for every float tensor, rounded to nearest even; None keeps
             each tensor's own format.
+        metadata: texts to add to the source's, or to replace there; what model files ask for is in
+            `models.blocks.options`.
 
     Raises:
         ModelError: the source is not a model file, or a damaged one.
@@ -74,7 +78,10 @@ def convert_checkpoint(
             plans.append(TensorPlan(name, wanted, checkpoint.shape(name)))
         wanted_by_name = {plan.name: plan.dtype for plan in plans}
         nbytes = write_safetensors(
-            target, plans, lambda name: _pieces(checkpoint, name, wanted_by_name[name]), _METADATA
+            target,
+            plans,
+            lambda name: _pieces(checkpoint, name, wanted_by_name[name]),
+            {**_METADATA, **checkpoint.metadata, **(metadata or {})},
         )
         cast = sum(plan.dtype != checkpoint.dtype(plan.name) for plan in plans)
     return Converted(target, len(plans), nbytes, cast)

@@ -62,7 +62,7 @@ def write_safetensors(
         plans: every tensor, names unique; the order does not matter.
         pieces: name -> the tensor's elements in row-major order, in pieces of any size, in the
             planned format (bf16 as uint16). Called once per tensor.
-        metadata: at most one entry, for more would not always give the same bytes in other tools.
+        metadata: texts by name; their order does not matter.
 
     Returns:
         Size of the file in bytes.
@@ -70,8 +70,6 @@ def write_safetensors(
     Raises:
         ConvertError: the folder or the disk does not take the file, or pieces do not add up.
     """
-    if metadata is not None and len(metadata) > 1:
-        raise ConvertError(f"{destination}: {len(metadata)} metadata entries, at most one is kept")
     ordered = sorted(plans, key=lambda plan: (-_BYTES[plan.dtype], plan.name))
     head = _header(ordered, metadata)
     total = len(head) + sum(plan.nbytes for plan in ordered)
@@ -105,7 +103,7 @@ def _header(ordered: Sequence[TensorPlan], metadata: Mapping[str, str] | None) -
     """Length and JSON text, padded so that the data starts at a multiple of 8."""
     fields: dict[str, Any] = {}
     if metadata:
-        fields["__metadata__"] = dict(metadata)
+        fields["__metadata__"] = dict(sorted(metadata.items()))
     at = 0
     for plan in ordered:
         if plan.name in fields:

@@ -3,13 +3,17 @@
 import csv
 import io
 import json
+import math
 
 import numpy as np
 import pytest
 
 from kernelforge.cli.bench_tables import find_ratios, pairs
-from kernelforge.cli.model_bench import Subject, measure, state_bytes
-from kernelforge.convert.random_model import SHAPES, parse_shape, random_model
+from kernelforge.cli.model_bench import Subject, measure
+from kernelforge.cli.state_size import bytes_per_token, state_bytes
+from kernelforge.convert.random_model import random_model
+from kernelforge.convert.recipes import tensors
+from kernelforge.convert.shapes import SHAPES, parse_shape
 from kernelforge.errors import ConvertError
 from kernelforge.report.bench_journal import BENCH_FILE, read_bench
 from kernelforge_runtime.models import load_reference
@@ -134,7 +138,7 @@ def test_options_that_do_not_go_together_are_usage_errors(arguments, complaint):
     ("arguments", "complaint"),
     [
         (("absent.pth",), "absent.pth: no such file"),
-        (("--shape", "v9"), "--shape v9: there are v7-0.1b"),
+        (("--shape", "v9"), "--shape v9: there are v4-0.1b"),
         ((__file__,), "is neither"),
         (("--shape", "L1.C64.V128", "--weights", "f8"), "weight format 'f8'"),
     ],
@@ -170,26 +174,61 @@ def test_random_model_is_the_same_every_time_and_is_not_made_twice(tmp_path):
     assert other != first and other.read_bytes() != first.read_bytes()
 
 
-def test_random_model_is_read_as_rwkv7_and_stays_finite(tmp_path):
-    model = load_reference(random_model("L2.C128.V256", tmp_path))
+SIZES = {
+    "L2.C128.V256": ("rwkv7", 2, 512),
+    "v4.L2.C128.V256": ("rwkv4", 0, 512),
+    "v5.L2.C128.V256": ("rwkv5.2", 2, 448),
+    "V6.L2.C128.V256": ("rwkv6", 2, 448),
+}
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_random_model_is_read_as_its_version_and_stays_finite(tmp_path, shape):
+    model = load_reference(random_model(shape, tmp_path))
     config = model.config
-    assert (config.version, config.layers, config.width, config.vocab) == ("rwkv7", 2, 128, 256)
-    assert (config.heads, config.ffn) == (2, 512)
+    assert (config.layers, config.width, config.vocab) == (2, 128, 256)
+    assert (config.version, config.heads, config.ffn) == SIZES[shape]
     state = model.new_state()
     logits, state = model.forward([i * 37 % 256 for i in range(300)], state)
     assert np.isfinite(logits).all() and 0.1 < logits.std() < 10
     assert all(np.abs(array).max() < 100 for array in state.arrays.values())
     assert state_bytes(config) == sum(array.nbytes for array in state.arrays.values())
+    assert bytes_per_token(config) == 0
 
 
 def test_released_shape_has_its_low_rank_widths():
     shape = parse_shape("v7-0.1b")
     assert (shape.layers, shape.width, shape.vocab) == (12, 768, 65536)
     assert shape.lora == (64, 64, 32, 128)
+    assert parse_shape("V6-0.1B").lora == (32, 64)
     assert all(s.width % 64 == 0 for s in SHAPES.values())
 
 
-@pytest.mark.parametrize("text", ["", "L0.C64.V16", "L1.C65.V16", "L1.C64", "L9999.C65536.V2"])
+@pytest.mark.parametrize(
+    ("shape", "millions"),
+    [
+        ("v4-0.1b", 192.8),
+        ("v5-0.1b", 192.8),
+        ("v7-0.1b", 191.1),
+        ("v7-0.4b", 450.8),
+        ("v7-1.5b", 1527.7),
+        ("v7-2.9b", 2948.1),
+    ],
+)
+def test_released_shape_has_as_many_weights_as_the_released_model(shape, millions):
+    """Released RWKV-7 files carry the first layer's unused value residual; these do not."""
+    count = sum(math.prod(dims) for dims, _, _ in tensors(parse_shape(shape)).values())
+    unused = 0
+    if shape.startswith("v7"):
+        width, rank = parse_shape(shape).width, parse_shape(shape).lora[2]
+        unused = width + 2 * width * rank
+    assert (count + unused) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "L0.C64.V16", "L1.C65.V16", "L1.C64", "L9999.C65536.V2", "v3.L1.C64.V16", "v6", "v6-9b"],
+)
 def test_impossible_shape_is_refused(text):
     with pytest.raises(ConvertError, match="--shape"):
         parse_shape(text)
