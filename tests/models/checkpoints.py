@@ -20,9 +20,10 @@ def from_golden(path, target):
     return {n: golden[n] for n in golden.files if not n.startswith("w.")}
 
 
-def from_ggmf(path, target):
+def from_ggmf(path, target, metadata=None):
     """Writes an rwkv.cpp model as safetensors with the official names."""
-    save_file({n: np.ascontiguousarray(a) for n, a in read_ggmf(path).items()}, str(target))
+    weights = {n: np.ascontiguousarray(a) for n, a in read_ggmf(path).items()}
+    save_file(weights, str(target), metadata)
 
 
 def random_rwkv7(target, layers=2, width=64, vocab=96, seed=0, change=None):
