@@ -80,7 +80,7 @@ def weight_bytes(checkpoint: Checkpoint, dtype: DType) -> int:
 
 def _state(config: ModelConfig) -> str:
     fixed, growing = state_bytes(config), bytes_per_token(config)
-    parts = [f"{fixed / 1e6:.2f} MB"] if fixed or not growing else []
+    parts = [f"{fixed / 1e3:,.1f} kB"] if fixed or not growing else []
     if growing:
         parts.append(f"{growing:,.0f} bytes for each token")
     return f"{' and '.join(parts)} per sequence"

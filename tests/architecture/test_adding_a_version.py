@@ -41,14 +41,14 @@ def named_in_code(source: str) -> set[str]:
     for node in ast.walk(tree):
         for _, value in ast.iter_fields(node):
             if isinstance(value, str) and id(node) not in docstrings:
-                found |= set(re.findall(r"[\w.]+", value))
+                found |= set(re.findall(r"[\w.-]+", value))
     return found
 
 
 def versions_named(source: str, versions: list[str]) -> list[str]:
-    pattern = re.compile(
-        rf"(?:.*\.)?(?:{'|'.join(map(re.escape, versions))}|{SHORT})(?:\.\d|\..*)?"
-    )
+    """Words that are a version's name, or a model's of that version; dashes may be underscores."""
+    names = "|".join(re.escape(v).replace("_", "[_-]") for v in versions)
+    pattern = re.compile(rf"(?:.*\.)?(?:{names}|{SHORT})(?:[.-].*)?")
     return sorted(word for word in named_in_code(source) if pattern.fullmatch(word))
 
 
@@ -77,6 +77,7 @@ def test_list_of_files_that_may_name_versions_has_no_stale_entry() -> None:
     [
         'if config.version == "rwkv7": pass',
         'x = "rwkv5.2"',
+        'x = "rosa-lm-4bit"',
         "from kernelforge_runtime.models import rwkv7",
         "import kernelforge_runtime.models.rwkv7 as m",
         "models.rwkv7.SCHEMA",
@@ -85,7 +86,7 @@ def test_list_of_files_that_may_name_versions_has_no_stale_entry() -> None:
     ],
 )
 def test_the_rule_sees_a_version_in_code(code: str) -> None:
-    assert versions_named(code, ["rwkv5", "rwkv7"])
+    assert versions_named(code, ["rosa_lm", "rwkv5", "rwkv7"])
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_the_rule_sees_a_version_in_code(code: str) -> None:
     ],
 )
 def test_the_rule_does_not_see_prose_or_kernels(code: str) -> None:
-    assert versions_named(code, ["rwkv5", "rwkv7"]) == []
+    assert versions_named(code, ["rosa_lm", "rwkv5", "rwkv7"]) == []
 
 
 # The demonstration: a version that runs its last block several times
