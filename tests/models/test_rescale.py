@@ -1,7 +1,7 @@
 """RWKV-4 to 6 in float16: their residual stream, which would overflow, is halved on its way.
 
-The models here add about 10000 a block: beyond float16 after some ten of their 18 blocks. Measured
-in NumPy with the stream halved: at most 0.013 from the float32 logits, which are about 2 in size.
+The models here add about 12000 a block: beyond float16 before the last of their 14 blocks. Measured
+in NumPy with the stream halved: at most 0.011 from the float32 logits, which are about 2 in size.
 """
 
 import numpy as np
@@ -12,16 +12,16 @@ from kernelforge_runtime.models.blocks import rescale
 from tests.models.official import worst
 from tests.models.older_checkpoints import OLDER, random_older
 
-TOKENS = list(range(40))
-BLOCKS = 18
+TOKENS = list(range(12))
+BLOCKS = 14
 FAR = 0.03
-"""Float16 has 11 bits: a residual stream rounded 36 times, and read through norms."""
+"""Float16 has 11 bits: a residual stream rounded 28 times, and read through norms."""
 
 
 @pytest.fixture(scope="module", params=OLDER)
 def growing(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(request.param) / "model.safetensors"
-    return random_older(path, request.param, layers=BLOCKS, residual=10000)
+    return random_older(path, request.param, layers=BLOCKS, width=64, heads=1, residual=12000)
 
 
 def logits_of(model):
@@ -29,9 +29,12 @@ def logits_of(model):
 
 
 def test_a_growing_residual_stream_stays_finite_and_near_float32(growing):
-    expected = logits_of(kf.load_reference(growing))
-    found = logits_of(kf.load_reference(growing, activations="f16"))
+    expected, exact = kf.load_reference(growing).forward(TOKENS, full_output=True)
+    model = kf.load_reference(growing, activations="f16")
+    found, state = model.forward(TOKENS, full_output=True)
     assert 0 < worst(found, expected) < FAR  # not equal: it really was rounded
+    for name, values in exact.arrays.items():
+        assert worst(state.arrays[name], values) < 0.02 * np.abs(values[values > -1e29]).max(), name
 
 
 def test_the_same_stream_overflows_where_it_is_not_halved(growing, monkeypatch):
@@ -44,17 +47,12 @@ def test_the_same_stream_overflows_where_it_is_not_halved(growing, monkeypatch):
 @pytest.mark.parametrize("version", OLDER)
 def test_halving_loses_nothing_where_nothing_overflows(tmp_path, monkeypatch, version):
     """Powers of two are exact; what is left is the norms' epsilon beside a variance of 1e6."""
-    path = random_older(tmp_path / "model.safetensors", version, layers=13, residual=2000)
+    path = random_older(
+        tmp_path / "model.safetensors", version, layers=13, width=64, heads=1, residual=2000
+    )
     halved = logits_of(kf.load_reference(path, activations="f16"))
     monkeypatch.setattr(rescale, "RESCALE_EVERY", BLOCKS)
     assert worst(halved, logits_of(kf.load_reference(path, activations="f16"))) < 1e-5
-
-
-def test_states_of_float16_and_float32_runs_agree(growing):
-    _, exact = kf.load_reference(growing).forward(TOKENS)
-    _, found = kf.load_reference(growing, activations="f16").forward(TOKENS)
-    for name, values in exact.arrays.items():
-        assert worst(found.arrays[name], values) < 0.02 * max(1, np.abs(values).max()), name
 
 
 @pytest.mark.vulkan
