@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         help="weight formats, separated by commas (default: f16)",
     )
+    options.add(parser, "activations")
     options.add(
         parser,
         "device",
@@ -151,9 +152,10 @@ def _run_reference(args: argparse.Namespace, path: Path, output: Output) -> list
     known = {"device": "numpy", "device_name": "NumPy", "device_type": CPU, "driver": ""}
     with ProgressBar(output, "bench") as bar:
         for weights in args.weights:
-            with load_reference(path, weights=weights) as model:
+            note = _format(weights, args.activations)
+            with load_reference(path, weights=weights, activations=args.activations) as model:
                 subjects = [Subject("numpy", model)]
-                records += _measure(setting, subjects, weights, [known], bar)
+                records += _measure(setting, subjects, note, [known], bar)
     return records
 
 
@@ -176,12 +178,18 @@ def _run_device(
         ceilings = _ceilings(device, output)
         with ProgressBar(output, "bench") as bar:
             for weights in args.weights:
-                with _loaded(path, device, kernels, weights) as subjects:
+                note = _format(weights, args.activations)
+                with _loaded(path, device, kernels, weights, args.activations) as subjects:
                     known = [_device_facts(device, s, ceilings) for s in subjects]
-                    found = _measure(setting, subjects, weights, known, bar)
+                    found = _measure(setting, subjects, note, known, bar)
                 append_bench(folder / BENCH_FILE, found, None if records else ceilings)
                 records += found
     return records, ceilings
+
+
+def _format(weights: str, activations: str) -> str:
+    """As it stands in tables: activations are named where they are not float32."""
+    return weights if activations == "f32" else f"{weights}/{activations}"
 
 
 def _kernels(device: Device, bundle: str | None) -> KernelSet:
@@ -206,7 +214,7 @@ def _ceilings(device: Device, output: Output) -> Ceilings | None:
 
 @contextlib.contextmanager
 def _loaded(
-    path: Path, device: Device, kernels: Sequence[KernelSet], weights: str
+    path: Path, device: Device, kernels: Sequence[KernelSet], weights: str, activations: str
 ) -> Iterator[list[Subject]]:
     """The model once per bundle."""
     from kernelforge.cli.model_bench import Subject
@@ -216,7 +224,7 @@ def _loaded(
         yield [
             Subject(
                 chosen.bundles[0].slug,
-                stack.enter_context(load_model(path, device, chosen, weights)),
+                stack.enter_context(load_model(path, device, chosen, weights, activations)),
             )
             for chosen in kernels
         ]

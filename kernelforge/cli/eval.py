@@ -72,8 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "weights",
         default=None,
-        help="how weights are kept: f32, bf16 or f16 (default: f32; f16 for --text on a device)",
+        help="how weights are kept: f32, bf16 or f16 (default: f16; on the cpu and with ROSA f32)",
     )
+    options.add(parser, "activations")
     parser.add_argument(
         "--tokenizer",
         metavar="T",
@@ -224,13 +225,16 @@ def _loaded(args: argparse.Namespace, slots: int) -> Iterator[Model | Reference]
     if args.device == CPU:
         if args.bundle:
             raise UsageError("--device cpu runs in NumPy: it has no --bundle")
-        with load_reference(args.model, weights=args.weights or "f32") as reference:
+        with load_reference(
+            args.model, weights=args.weights or "f32", activations=args.activations
+        ) as reference:
             yield reference
         return
     if not Path(args.model).exists():  # said before a device is looked for
         raise ModelError(f"{args.model}: no such file: check the path")
-    weights = args.weights or ("f16" if args.text is not None else "f32")
     with open_device(args.device) as device:
         kernels = KernelSet.open(device.info, args.bundle)
-        with load_model(args.model, device, kernels, weights, slots=slots) as model:
+        with load_model(
+            args.model, device, kernels, args.weights, args.activations, slots
+        ) as model:
             yield model

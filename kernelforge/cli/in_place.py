@@ -57,6 +57,7 @@ def compare_in_place(
     path: str | os.PathLike[str],
     device: Device,
     weights: str,
+    activations: str,
     tuned: KernelSet,
     generic: KernelSet,
 ) -> InPlace:
@@ -67,8 +68,8 @@ def compare_in_place(
         KernelForgeError: the model cannot be run.
     """
     with (
-        load_model(path, device, tuned, weights) as first,
-        load_model(path, device, generic, weights) as second,
+        load_model(path, device, tuned, weights, activations) as first,
+        load_model(path, device, generic, weights, activations) as second,
     ):
         runners = [_Decoder(first), _Decoder(second)]
         for runner in runners:

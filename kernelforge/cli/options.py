@@ -78,6 +78,12 @@ SHARED: dict[str, dict[str, Any]] = {
         "default": "f16",
         "help": "how weights are kept on the device: f32, bf16 or f16 (default: f16)",
     },
+    "activations": {
+        "metavar": "FORMAT",
+        "default": "f32",
+        "help": "type of the residual stream and of what products multiply: f32 or f16 "
+        "(default: f32)",
+    },
     "family": {"metavar": "NAME", "help": "kernel family, e.g. gemv"},
     "precision": {"metavar": "TYPE", "help": "element type of the weights, e.g. f16"},
     "problem": {

@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add(parser, "bundle")
     options.add(parser, "weights", default=None, help=_WEIGHTS)
+    options.add(parser, "activations")
     parser.add_argument(
         "--tokenizer",
         metavar="T",
@@ -76,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _DEVICE = "Vulkan device: index, part of its name, or UUID; cpu runs in NumPy (default: the best)"
-_WEIGHTS = "how weights are kept: f32, bf16 or f16 (default: f16; on the cpu f32)"
+_WEIGHTS = "how weights are kept: f32, bf16 or f16 (default: f16; on the cpu and with ROSA f32)"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -161,14 +162,15 @@ def _loaded(args: argparse.Namespace) -> Iterator[tuple[Model | Reference, Kerne
     if args.device == CPU:
         if args.bundle or args.trace:
             raise UsageError("--device cpu runs in NumPy: it has no --bundle and no --trace")
-        with load_reference(args.model, weights=args.weights or "f32") as reference:
+        weights = args.weights or "f32"
+        with load_reference(args.model, weights=weights, activations=args.activations) as reference:
             yield reference, None
         return
     if not Path(args.model).exists():  # said before a device is looked for
         raise ModelError(f"{args.model}: no such file: check the path")
     with open_device(args.device) as device:
         kernels = KernelSet.open(device.info, args.bundle)
-        with load_model(args.model, device, kernels, args.weights or "f16") as model:
+        with load_model(args.model, device, kernels, args.weights, args.activations) as model:
             yield model, kernels
 
 
@@ -182,6 +184,7 @@ def _statistics(
         "load_s": load_s,
         "version": model.config.version,
         "weights": model.weights.name,
+        "activations": model.activations.name,
         "device": "NumPy",
         "state_bytes": model.new_state().nbytes,
     }

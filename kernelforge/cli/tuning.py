@@ -139,7 +139,7 @@ class Tuning:
         model, device = self._args.model, self.device
         try:
             return [
-                compare_in_place(model, device, weights, tuned, generic)
+                compare_in_place(model, device, weights, self._args.activations, tuned, generic)
                 for weights in self._weights()
             ]
         except OutOfMemoryError as error:
@@ -153,7 +153,9 @@ class Tuning:
         found = []
         kernels = self._generic_kernels()
         for weights in self._weights():
-            with load_model(self._args.model, self.device, kernels, weights) as model:
+            with load_model(
+                self._args.model, self.device, kernels, weights, self._args.activations
+            ) as model:
                 found += model.problems(self._args.steps)
         return collect_tasks(found, load_families())
 

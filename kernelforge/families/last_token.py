@@ -1,4 +1,4 @@
-"""last_token: the rows of every sequence's last token, for models without a norm before the head."""
+"""last_token: rows of every sequence's last token, for models without a norm before the head."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def load_model(
     path: str | os.PathLike[str],
     device: Device | None = None,
     bundle: KernelSet | None = None,
-    weights: str = "f16",
+    weights: str | None = None,
     activations: str = "f32",
     slots: int = 1,
 ) -> Model:
@@ -56,7 +56,7 @@ def load_model(
         device: an open device; where None the best one of the machine is opened, and closed
             again with the model.
         bundle: kernels from `load_bundle`; the best ones for the device where None.
-        weights: "f32", "bf16" or "f16".
+        weights: "f32", "bf16" or "f16"; where None f16, but f32 for models with ROSA.
         activations: "f32", or "f16" for the residual stream and the inputs of products.
         slots: sequences that one step can advance; see Model.forward_batch.
 

@@ -21,6 +21,11 @@ def weight_format(name: str) -> DType:
     return WEIGHT_FORMATS[name]
 
 
+def usual_weights(config: ModelConfig) -> str:
+    """What a model's weights are kept in where nobody says."""
+    return "f32" if config.f32_only else "f16"
+
+
 def activation_format(name: str, config: ModelConfig) -> DType:
     """The format of this name, if the model may be run in it.
 

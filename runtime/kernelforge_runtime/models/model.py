@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle.select import KernelSet, Match
-from kernelforge_runtime.dtypes import DType
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models.base import ModelConfig
-from kernelforge_runtime.models.formats import activation_format, weight_format
+from kernelforge_runtime.models.formats import (
+    activation_format,
+    usual_weights,
+    weight_format,
+)
 from kernelforge_runtime.models.registry import recognise
 from kernelforge_runtime.models.resident import ResidentStates
 from kernelforge_runtime.models.step_size import BUCKETS, share, step_size
@@ -67,15 +70,16 @@ class Model:
         checkpoint: Checkpoint,
         device: Device,
         kernels: KernelSet,
-        weights: DType,
+        weights: str | None = None,
         activations: str = "f32",
         slots: int = 1,
     ) -> None:
         self._file = recognise(checkpoint)
         self.config: ModelConfig = self._file.read_config(checkpoint)
-        self.device, self.kernels, self.weights = device, kernels, weights
+        self.device, self.kernels = device, kernels
+        self.weights = weight_format(weights or usual_weights(self.config))
         self.activations = activation_format(activations, self.config)
-        self._ops = VulkanOps(device, kernels, weights, self.activations)
+        self._ops = VulkanOps(device, kernels, self.weights, self.activations)
         self._steps: dict[tuple[StepSize, Output], Step] = {}
         self._buffers: StepBuffers | None = None
         self.wait_ns = 0
@@ -344,7 +348,7 @@ def load_model(
     path: str | os.PathLike[str],
     device: Device,
     bundle: KernelSet | None = None,
-    weights: str = "f16",
+    weights: str | None = None,
     activations: str = "f32",
     slots: int = 1,
 ) -> Model:
@@ -354,7 +358,8 @@ def load_model(
         path: a .pth or .safetensors checkpoint.
         device: an open device.
         bundle: kernels; the best bundle for the device where None.
-        weights: "f32", "bf16" (lossless for released checkpoints) or "f16".
+        weights: "f32", "bf16" (lossless for released checkpoints) or "f16"; where None f16, but
+            f32 for models with ROSA, which read signs.
         activations: "f32", or "f16": half the memory traffic of a prompt, less precise.
         slots: sequences that one step can advance; see Model.forward_batch.
 
@@ -365,4 +370,4 @@ def load_model(
     """
     with open_checkpoint(path) as checkpoint:
         kernels = bundle if bundle is not None else KernelSet.open(device.info)
-        return Model(checkpoint, device, kernels, weight_format(weights), activations, slots)
+        return Model(checkpoint, device, kernels, weights, activations, slots)

@@ -19,7 +19,7 @@ from kernelforge_runtime.vk import Buffer, Device
 
 @dataclass(eq=False)
 class Temporary:
-    """A tensor that lives inside a step: [T, columns] or [S, T, columns] elements of 16 or 32 bits."""
+    """A tensor that lives inside a step: [T, columns] or [S, T, columns], 16 or 32 bits each."""
 
     shape: tuple[int, ...]
     bits: int = 32
