@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from kernelforge.choices import (
     ADDRESS,
-    ROUTE_ROWS,
     activation_bits,
     activation_type,
     addressing,
@@ -23,6 +22,7 @@ from kernelforge.family import Arrays, KernelFamily
 from kernelforge.space import Choice, Constraint, ProblemConstraint, Space
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.route import ROUTE_ROWS
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
 from kernelforge_runtime.dtypes import BF16, F16, F32, U32, DType, decode, encode
 
