@@ -88,3 +88,30 @@ def test_a_width_that_no_kernel_is_made_for_is_refused(tmp_path):
     path = random_older(tmp_path / "model.safetensors", "rwkv4", width=40)
     with pytest.raises(kf.KernelForgeError, match="width 40; widths are multiples of 32"):
         kf.load_reference(path)
+
+
+def padded(weights):
+    """The same channel mix with 28 more hidden channels that nothing reads."""
+    for i in range(2):
+        ffn = f"blocks.{i}.ffn."
+        weights[f"{ffn}key.weight"] = np.pad(weights[f"{ffn}key.weight"], ((0, 28), (0, 0)))
+        wider = np.pad(weights[f"{ffn}value.weight"], ((0, 0), (0, 28)))
+        weights[f"{ffn}value.weight"] = np.ascontiguousarray(wider)
+
+
+@pytest.fixture
+def odd_and_padded(tmp_path):
+    odd = random_older(tmp_path / "odd.safetensors", "rwkv4", ffn=100)
+    return odd, random_older(tmp_path / "even.safetensors", "rwkv4", ffn=100, change=padded)
+
+
+def test_a_channel_mix_of_odd_width_finds_its_receptance(odd_and_padded):
+    odd, even = (kf.load_reference(p).forward(range(20), full_output=True) for p in odd_and_padded)
+    assert worst(odd[0], even[0]) < 1e-5
+
+
+@pytest.mark.vulkan
+def test_a_channel_mix_of_odd_width_finds_its_receptance_on_vulkan(odd_and_padded, device):
+    expected, _ = kf.load_reference(odd_and_padded[1]).forward(range(20), full_output=True)
+    with kf.load_model(odd_and_padded[0], device, weights="f32") as model:
+        assert worst(model.forward(range(20), full_output=True)[0], expected) < 1e-3
