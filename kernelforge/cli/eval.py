@@ -61,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.positive,
         help=f"problems at once (default: {BATCH}; on the cpu 1)",
     )
+    parser.add_argument(
+        "--free",
+        action="store_true",
+        help="let the model go on from its own symbols instead of the true ones",
+    )
     options.add(
         parser,
         "device",
@@ -87,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
     """Measures, and says what came out."""
     if (args.task is None) == (args.text is None):
         raise UsageError(f"give a task ({', '.join(TASKS)}) or --text FILE")
-    if args.text is not None and (args.count or args.digits or args.batch):
-        raise UsageError("--count, --digits and --batch are of the tasks, not of --text")
+    if args.text is not None and (args.count or args.digits or args.batch or args.free):
+        raise UsageError("--count, --digits, --batch and --free are of the tasks, not of --text")
     output = Output(args)
     batch = 1 if args.text is not None else args.batch or (1 if args.device == CPU else BATCH)
     with _loaded(args, batch) as model:
@@ -115,7 +120,7 @@ def _task(
     task: Task = TASKS[args.task]
     low, high = args.digits or task.digits
     samples = task.make(args.count, low, high, random.Random(args.seed))
-    result = evaluate(model, task, samples, batch)
+    result = evaluate(model, task, samples, batch, args.free)
     shown = _examples(samples, result)
     for lines in shown:
         for name, line in lines.items():
@@ -124,12 +129,17 @@ def _task(
     rows = []
     for group, tally in result.groups.items():
         right, symbols = tally.score(task)
-        rows.append([group, tally.problems, right, symbols, _percent(right, symbols)])
-    output.table(["digits", "problems", "right", "symbols", "%"], rows)
+        rows.append([group, tally.problems, tally.whole, right, symbols, _percent(right, symbols)])
+    output.table(["digits", "problems", "whole answers", "right", "symbols", "%"], rows)
     total = result.total
     right, symbols = total.score(task)
     output.text()
     output.text(f"{right} of {symbols} right, {_percent(right, symbols)} %: {task.scoring}")
+    output.text(
+        f"whole answers right: {total.whole} of {total.problems}, "
+        f"{_percent(total.whole, total.problems)} %"
+        + (" (the model went on from its own symbols)" if args.free else "")
+    )
     if total.ends:
         output.text(
             f"ends of answers seen: {total.ends_right} of {total.ends}, "
@@ -147,6 +157,7 @@ def _task(
             "digits": [low, high],
             "seed": args.seed,
             "batch": batch,
+            "free": args.free,
             "scoring": task.scoring,
             "right": right,
             "symbols": symbols,

@@ -1,7 +1,7 @@
 """Lets a model predict the answers of problems, many at once, and counts what is right.
 
 Each symbol is predicted from the true ones before it, as the author of the demonstrations does: a
-mistake does not spoil what follows.
+mistake does not spoil what follows. `free` lets the model go on from its own symbols instead.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Tally:
 
     Attributes:
         problems: how many.
+        whole: problems with a wholly right answer.
         answer_right: symbols of answers that were right.
         answers: symbols of answers.
         ends_right: ends of answers that were seen.
@@ -33,6 +34,7 @@ class Tally:
     """
 
     problems: int = 0
+    whole: int = 0
     answer_right: int = 0
     answers: int = 0
     ends_right: int = 0
@@ -41,6 +43,7 @@ class Tally:
     def add(self, sample: Sample, predicted: str) -> None:
         """Counts one problem."""
         self.problems += 1
+        self.whole += predicted[: len(sample.answer)] == sample.answer
         self.answers += len(sample.answer)
         self.answer_right += _equal(sample.answer, predicted)
         self.ends += len(sample.end)
@@ -72,7 +75,9 @@ class Result:
     seconds: float = 0.0
 
 
-def evaluate(model: Model | Reference, task: Task, samples: Sequence[Sample], batch: int) -> Result:
+def evaluate(
+    model: Model | Reference, task: Task, samples: Sequence[Sample], batch: int, free: bool = False
+) -> Result:
     """Runs all problems, `batch` at a time.
 
     Raises:
@@ -91,7 +96,10 @@ def evaluate(model: Model | Reference, task: Task, samples: Sequence[Sample], ba
         )
         for s in samples
     ]
-    found = _predict_whole(model, texts) if batch == 1 else _predict_batch(model, texts, batch)
+    if batch == 1 and not free:
+        found = _predict_whole(model, texts)
+    else:
+        found = _predict_batch(model, texts, batch, free)
     result = Result(["".join(task.symbols[i] for i in ids) for ids in found])
     result.seconds = time.perf_counter() - started
     result.tokens = sum(len(prompt) + len(rest) - 1 for prompt, rest in texts)
@@ -114,7 +122,9 @@ def _predict_whole(model: Model | Reference, texts: Sequence[Text]) -> list[list
     return found
 
 
-def _predict_batch(model: Model | Reference, texts: Sequence[Text], batch: int) -> list[list[int]]:
+def _predict_batch(
+    model: Model | Reference, texts: Sequence[Text], batch: int, free: bool
+) -> list[list[int]]:
     """Many problems together: their prompts, then a token of each that has not ended."""
     found: list[list[int]] = [[] for _ in texts]
     # Those that end together run together, so that a batch is full for most of its steps.
@@ -128,7 +138,8 @@ def _predict_batch(model: Model | Reference, texts: Sequence[Text], batch: int) 
             going = [len(found[i]) < len(texts[i][1]) for i in running]
             running, states = _those(running, going), _those(states, going)
             if running:
-                fed = [[texts[i][1][len(found[i]) - 1]] for i in running]
+                said = found if free else [rest for _, rest in texts]
+                fed = [[said[i][len(found[i]) - 1]] for i in running]
                 logits, states = model.forward_batch(fed, states)
     return found
 
