@@ -15,8 +15,9 @@ class DType:
 
     Attributes:
         name: as written in manifests and on the command line, e.g. `bf16`.
-        bits: bits per element.
-        numpy: name of the NumPy type that holds it on the host; bf16 is held as raw uint16.
+        bits: bits per element; what q8 and nf4 say of their scales is not counted.
+        numpy: name of the NumPy type that holds it on the host; bf16 is held as raw uint16, q8
+            and nf4 as words of several elements (see `quantize`).
     """
 
     name: str
@@ -42,8 +43,12 @@ BF16 = DType("bf16", 16, "<u2")
 I8 = DType("i8", 8, "i1")
 U8 = DType("u8", 8, "u1")
 U32 = DType("u32", 32, "<u4")
+Q8 = DType("q8", 8, "<u4")
+NF4 = DType("nf4", 4, "<u4")
 
-DTYPES: dict[str, DType] = {d.name: d for d in (F32, F16, BF16, I8, U8, U32)}
+DTYPES: dict[str, DType] = {d.name: d for d in (F32, F16, BF16, I8, U8, U32, Q8, NF4)}
+QUANTIZED = frozenset({Q8, NF4})
+"""Formats in blocks that share a scale, kept in a second array: see `quantize`."""
 
 
 def float_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:

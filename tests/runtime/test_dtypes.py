@@ -10,6 +10,7 @@ from kernelforge_runtime.dtypes import (
     DTYPES,
     F16,
     F32,
+    QUANTIZED,
     bf16_to_float,
     decode,
     encode,
@@ -20,9 +21,10 @@ from kernelforge_runtime.dtypes import (
 def test_names_sizes_and_numpy_twins_agree():
     for name, dtype in DTYPES.items():
         assert str(dtype) == dtype.name == name
-        assert dtype.np.itemsize * 8 == dtype.bits
         assert dtype.np.newbyteorder("<") == dtype.np
-        assert dtype.nbytes(7) == 7 * dtype.np.itemsize
+        in_a_word = 32 // dtype.bits if dtype in QUANTIZED else 1
+        assert dtype.np.itemsize * 8 == in_a_word * dtype.bits
+        assert dtype.nbytes(7 * in_a_word) == 7 * dtype.np.itemsize
 
 
 def test_every_bfloat16_survives_widening_and_rounding():
