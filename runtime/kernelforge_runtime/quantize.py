@@ -172,5 +172,4 @@ def _over(values: NDArray[np.float32], scale: NDArray[np.float16]) -> NDArray[np
     """The quotient; 0 where the scale is."""
     wide = scale.astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
-        quotient: NDArray[np.float32] = values / np.where(wide == 0, np.float32(np.inf), wide)
-    return quotient
+        return np.divide(values, np.where(wide == 0, np.float32(np.inf), wide))
