@@ -82,10 +82,14 @@ def load(kind, roles, bits, count, length):
     return streams, answers(streams)
 
 
-SHORT = ((250, 33), (130, 64), (24, 300))
-"""(streams, length) for each of 24 kinds, bits and roles: 9,696 streams."""
+SHORT = ((252, 33), (130, 64), (24, 300))
+"""(streams, length) for each of 24 kinds, bits and roles: 9,744 streams."""
 LONG = (14, 4096)
-"""336 streams; with SHORT 10,032, held to the automaton in both forms on each device."""
+CONSTANT = (3, 4096)
+"""The automaton takes T / 2 steps per token of a constant stream. With 20 other kinds of 14 streams
+these are 292 long ones; with SHORT 10,036, held to the automaton in both forms."""
+POOREST = 2
+"""Of the long ones on other devices than llvmpipe, which take minutes for all of them."""
 
 
 @pytest.mark.parametrize("roles", [1, 3])
@@ -103,7 +107,9 @@ def test_short_streams_equal_the_automaton(device, kind, bits, roles):
 @pytest.mark.parametrize("bits", [1, 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_streams_of_4096_tokens_equal_the_automaton(device, kind, bits, roles):
-    streams, wanted = load(kind, roles, bits, *LONG)
+    streams, wanted = load(kind, roles, bits, *(CONSTANT if kind == "constant" else LONG))
+    if device.info.slug != "llvmpipe":
+        streams, wanted = streams[:, :POOREST], wanted[:, :POOREST]
     for params in of_form(device, problem_of(streams, bits), *FORMS):
         np.testing.assert_array_equal(whole(device, params, streams, bits), wanted)
 
