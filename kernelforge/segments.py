@@ -23,6 +23,7 @@ def random_segments(segments: int, tokens: int, rng: np.random.Generator) -> NDA
     owned = tokens - 1 if tokens > segments else tokens
     filled = min(owned, segments - 1 if segments >= 3 else segments)
     ends = np.sort(rng.permutation(owned)[:filled] + 1)
+    ends[-1:] = owned  # so that every draw is as much work
     segment = np.zeros((segments, 4), np.uint32)
     segment[:, 2] = rng.permutation(segments)
     chosen = rng.permutation(segments)[:filled]

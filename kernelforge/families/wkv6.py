@@ -104,8 +104,8 @@ def cost(problem: Problem, precision: DType) -> tuple[float, float]:
 def refuses(problem: Problem) -> str | None:
     """Why the kernel cannot work on this problem; None where it can."""
     t, h, n, p, d = (problem[name] for name in "THNPD")
-    if n not in (16, 32, 64, 128):
-        return f"head sizes are 16, 32, 64 or 128, found {n}"
+    if n not in (8, 16, 32, 64, 128):
+        return f"head sizes are 8, 16, 32, 64 or 128, found {n}"
     if p < 3 * h * n or p % 4:
         return f"rows of in_p hold r, k and v ({3 * h * n}) in whole vectors of 4, found P={p}"
     if d not in (1, t):
@@ -119,7 +119,7 @@ WKV6 = KernelFamily(
     dims=("T", "H", "N", "B", "P", "D"),
     precisions=(F32,),
     space=Space(
-        Choice("HEAD", (16, 32, 64, 128), default=64),
+        Choice("HEAD", (8, 16, 32, 64, 128), default=64),
         # Largest first: the default of a smaller head is then the widest workgroup that divides it.
         Choice("WORKGROUP", (128, 64, 32, 16, 8, 4), default=64),
         Choice("LANES", (1, 2, 4, 8, 16), default=1),
@@ -172,11 +172,12 @@ WKV6 = KernelFamily(
         Problem(T=2, H=1, N=32, B=5, P=96, D=1),
         Problem(T=5, H=2, N=16, B=2, P=128, D=5),
         Problem(T=4, H=2, N=32, B=4, P=192, D=1),
+        Problem(T=3, H=5, N=8, B=1, P=128, D=3),
     ),
     default_problems=(
         Problem(T=1, H=12, N=64, B=1, P=3072, D=1),
         Problem(T=256, H=12, N=64, B=1, P=3072, D=256),
-        *(Problem(T=1, H=8, N=n, B=1, P=32 * n, D=1) for n in (16, 32)),
+        *(Problem(T=1, H=8, N=n, B=1, P=32 * n, D=1) for n in (8, 16, 32)),
     ),
     tolerance=4.0,
     problem_rule=refuses,
