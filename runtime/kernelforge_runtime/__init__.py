@@ -56,7 +56,8 @@ def load_model(
         device: an open device; where None the best one of the machine is opened, and closed
             again with the model.
         bundle: kernels from `load_bundle`; the best ones for the device where None.
-        weights: "f32", "bf16" or "f16"; where None f16, but f32 for models with ROSA.
+        weights: "f32", "bf16", "f16", "q8" or "nf4"; where None f16, but f32 for models with ROSA,
+            and a quantised file's own.
         activations: "f32", or "f16" for the residual stream and the inputs of products.
         slots: sequences that one step can advance; see Model.forward_batch.
 

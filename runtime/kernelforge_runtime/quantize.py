@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge_runtime.dtypes import NF4, Q8, DType
+from kernelforge_runtime.dtypes import F16, NF4, Q8, QUANTIZED, DType
 from kernelforge_runtime.errors import ModelError
 
 BLOCK: Final = 32
@@ -127,6 +127,20 @@ def dequantize(quantized: Quantized, dtype: DType) -> NDArray[np.float32]:
     blocks = values.reshape(rows, -1, BLOCK)
     blocks *= scale[:, :, None]
     return blocks.reshape(rows, words * 32 // dtype.bits)
+
+
+def matrix_format(weights: DType, k: int) -> DType:
+    """What a model's matrix with rows of `k` weights is kept in.
+
+    Rows that are no whole words of scales stay float16: second halves of low-rank factors, which
+    are small, and tiny models.
+    """
+    return F16 if weights in QUANTIZED and k % K_MULTIPLE else weights
+
+
+def table_format(weights: DType) -> DType:
+    """What a model's embedding tables are kept in: of a table a step reads a few rows only."""
+    return F16 if weights in QUANTIZED else weights
 
 
 _Encoded = tuple[NDArray[np.float16], NDArray[np.uint32]]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kernelforge_runtime.dtypes import BF16, F16, F32, DType
+from kernelforge_runtime.dtypes import BF16, F16, F32, NF4, Q8, DType
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models.base import ModelConfig
 
-WEIGHT_FORMATS: dict[str, DType] = {d.name: d for d in (F32, BF16, F16)}
+WEIGHT_FORMATS: dict[str, DType] = {d.name: d for d in (F32, BF16, F16, Q8, NF4)}
 ACTIVATION_FORMATS: dict[str, DType] = {d.name: d for d in (F32, F16)}
 
 
@@ -21,9 +21,11 @@ def weight_format(name: str) -> DType:
     return WEIGHT_FORMATS[name]
 
 
-def usual_weights(config: ModelConfig) -> str:
-    """What a model's weights are kept in where nobody says."""
-    return "f32" if config.f32_only else "f16"
+def usual_weights(config: ModelConfig, otherwise: str = "f16") -> str:
+    """What a model's weights are kept in where nobody says; a quantised file's as they are."""
+    if config.dtype in (Q8.name, NF4.name):
+        return config.dtype
+    return "f32" if config.f32_only else otherwise
 
 
 def activation_format(name: str, config: ModelConfig) -> DType:

@@ -358,8 +358,9 @@ def load_model(
         path: a .pth or .safetensors checkpoint.
         device: an open device.
         bundle: kernels; the best bundle for the device where None.
-        weights: "f32", "bf16" (lossless for released checkpoints) or "f16"; where None f16, but
-            f32 for models with ROSA, which read signs.
+        weights: "f32", "bf16" (lossless for released checkpoints), "f16", "q8" or "nf4" (see
+            `quantize`); where None f16, but f32 for models with ROSA, which read signs, and a
+            quantised file's own.
         activations: "f32", or "f16": half the memory traffic of a prompt, less precise.
         slots: sequences that one step can advance; see Model.forward_batch.
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from kernelforge_runtime.dtypes import F32, DType
 from kernelforge_runtime.models.base import ModelConfig
-from kernelforge_runtime.models.formats import activation_format, weight_format
+from kernelforge_runtime.models.formats import activation_format, usual_weights, weight_format
 from kernelforge_runtime.models.registry import recognise
 from kernelforge_runtime.models.tokens import check_tokens
 from kernelforge_runtime.models.tuned_state import read_state_file, read_tuned_state
@@ -36,14 +35,15 @@ class Reference:
         self,
         checkpoint: Checkpoint,
         dtype: DTypeLike = np.float32,
-        weights: DType = F32,
+        weights: str | None = None,
         activations: str = "f32",
+        threads: int | None = None,
     ) -> None:
         self._file = recognise(checkpoint)
         self.config: ModelConfig = self._file.read_config(checkpoint)
-        self.weights = weights
+        self.weights = weight_format(weights or usual_weights(self.config, "f32"))
         self.activations = activation_format(activations, self.config)
-        self._ops = NumpyOps(dtype, weights, self.activations)
+        self._ops = NumpyOps(dtype, self.weights, self.activations, threads)
         self._weights = self._file.load(self._ops, checkpoint, self.config)
         self._tuned = read_tuned_state(checkpoint, self.config)
 
@@ -100,8 +100,14 @@ class Reference:
         logits, _ = self.forward([token], state)
         return int(np.argmax(logits))
 
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights, in bytes."""
+        return self._ops.weight_bytes
+
     def close(self) -> None:
-        """Nothing to release; here so that a Reference can stand where a Model does."""
+        """Ends the threads; weights go with the object."""
+        self._ops.workers.close()
 
     def __enter__(self) -> Reference:
         return self
@@ -113,19 +119,22 @@ class Reference:
 def load_reference(
     path: str | os.PathLike[str],
     dtype: DTypeLike = np.float32,
-    weights: str = "f32",
+    weights: str | None = None,
     activations: str = "f32",
+    threads: int | None = None,
 ) -> Reference:
     """Loads a model to be run by NumPy.
 
     Args:
         path: a .pth or .safetensors checkpoint.
         dtype: what is computed in: float32, or float64 as an oracle.
-        weights: format that the weights are rounded to first: "f32", "f16" or "bf16".
+        weights: format that the weights are rounded to first: "f32", "f16" or "bf16"; or "q8" or
+            "nf4", in which matrices are kept in memory. Where None f32, and a quantised file's own.
         activations: "f16" rounds the residual stream and the inputs of products to float16.
+        threads: for products with quantised matrices; as many as there are cores where None.
 
     Raises:
         ModelError: the file cannot be read or is no model of a known version.
     """
     with open_checkpoint(path) as checkpoint:
-        return Reference(checkpoint, dtype, weight_format(weights), activations)
+        return Reference(checkpoint, dtype, weights, activations, threads)

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.abi.route import ROUTE_ROWS
-from kernelforge_runtime.dtypes import F16, DType, encode
+from kernelforge_runtime.dtypes import F16, QUANTIZED, DType, encode
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.ops.vocabulary import Part
 from kernelforge_runtime.plan import Arena
 from kernelforge_runtime.plan.arena import ALIGNMENT
+from kernelforge_runtime.quantize import BLOCK, matrix_format, quantize, table_format
 from kernelforge_runtime.vk import BufferSlice, Device
 
 K_MULTIPLE = 32
@@ -33,7 +34,9 @@ class DeviceMatrix:
     """A stack of weights on the device.
 
     Attributes:
-        weight: [rows, k] in the weight format, row-major, padded with zeros.
+        weight: [rows, k] in the format, row-major, padded with zeros.
+        format: of the weights.
+        scale: of q8 and nf4, [rows, k / 64]: two float16 scales per word; see `quantize`.
         parts: (first row, rows, part) without the weights themselves.
     """
 
@@ -42,13 +45,16 @@ class DeviceMatrix:
     k: int
     parts: tuple[tuple[int, int, Part], ...]
     label: str
+    format: DType
+    scale: BufferSlice | None = None
 
 
 class DeviceWeights:
     """Takes a model's weights at load, in one weight format.
 
     Attributes:
-        format: what matrices and tables are kept in; vectors stay float32.
+        format: what matrices and tables are kept in; vectors stay float32. Of q8 and nf4 some
+            are float16, see `quantize.matrix_format` and `table_format`.
         arena: the memory of everything that outlives a step.
     """
 
@@ -67,32 +73,41 @@ class DeviceWeights:
         k = _padded(max(p.weight.shape[1] for p in parts), K_MULTIPLE)
         places, rows = [], 0
         for part in parts:
-            places.append((rows, len(part.weight), _without_weight(part)))
+            places.append((rows, len(part.weight), part.without_weight()))
             rows += _padded(len(part.weight), ROUTE_ROWS)
         rows = _padded(max(rows, min_rows), ROUTE_ROWS)
-        if self.format.nbytes(rows * k) > self.arena.device.info.max_storage_buffer:
+        form = matrix_format(self.format, k)
+        if form.nbytes(rows * k) > self.arena.device.info.max_storage_buffer:
             # It goes in pages, token by token: every token's row of outputs must be bindable.
             rows = _padded(rows, ALIGNMENT // 4)
-        packed = np.zeros((rows, k), self.format.np)
-        for (row, count, _), part in zip(places, parts, strict=True):
-            packed[row : row + count, : part.weight.shape[1]] = self._encode(part.name, part.weight)
-        return DeviceMatrix(self.upload(packed), rows, k, tuple(places), parts[0].name)
+        if form in QUANTIZED:
+            weight, scale = self._quantized(parts, [row for row, _, _ in places], rows, k, form)
+        else:
+            packed, scale = np.zeros((rows, k), form.np), None
+            for (row, count, _), part in zip(places, parts, strict=True):
+                width = part.weight.shape[1]
+                packed[row : row + count, :width] = _encode(part.name, part.weight, form)
+            weight = self.upload(packed)
+        return DeviceMatrix(weight, rows, k, tuple(places), parts[0].name, form, scale)
+
+    def _quantized(
+        self, parts: Sequence[Part], starts: Sequence[int], rows: int, k: int, form: DType
+    ) -> tuple[BufferSlice, BufferSlice]:
+        """Weights and scales; what no part fills has scale 0, and so decodes to 0."""
+        words = np.zeros((rows, k * form.bits // 32), np.uint32)
+        scales = np.zeros((rows, k // (2 * BLOCK)), np.uint32)
+        for row, part in zip(starts, parts, strict=True):
+            count, width = part.weight.shape
+            padded = np.pad(part.weight, ((0, 0), (0, k - width))) if width < k else part.weight
+            found = quantize(padded, form, part.name)
+            words[row : row + count], scales[row : row + count] = found.weight, found.scale
+        return self.upload(words), self.upload(scales)
 
     def table(self, name: str, rows: NDArray[np.float32]) -> DeviceMatrix:
         """Uploads an embedding table."""
         count, width = rows.shape
-        return DeviceMatrix(self.upload(self._encode(name, rows)), count, width, (), name)
-
-    def _encode(self, name: str, weight: NDArray[np.float32]) -> NDArray[np.generic]:
-        if self.format == F16:
-            with np.errstate(over="ignore"):
-                halves = encode(weight, F16)
-            if not np.isfinite(halves).all():
-                raise ModelError(
-                    f"{name} does not fit f16 (a value is beyond 65504): use bf16 or f32"
-                )
-            return halves
-        return encode(weight, self.format)
+        form = table_format(self.format)
+        return DeviceMatrix(self.upload(_encode(name, rows, form)), count, width, (), name, form)
 
     def upload(self, data: NDArray[np.generic]) -> BufferSlice:
         """Keeps an array as it is."""
@@ -110,5 +125,9 @@ def part_of(piece: BufferSlice, offset: int, nbytes: int) -> BufferSlice:
     return piece.buffer.slice(piece.offset + offset, nbytes)
 
 
-def _without_weight(part: Part) -> Part:
-    return Part(part.name, np.zeros((0, 0), np.float32), part.slot, part.column, part.activation)
+def _encode(name: str, weight: NDArray[np.float32], form: DType) -> NDArray[np.generic]:
+    with np.errstate(over="ignore"):
+        encoded = encode(weight, form)
+    if form == F16 and not np.isfinite(encoded).all():
+        raise ModelError(f"{name} does not fit f16 (a value is beyond 65504): use bf16 or f32")
+    return encoded

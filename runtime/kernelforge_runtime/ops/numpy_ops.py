@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kernelforge_runtime.abi.rosa import NO_MATCH
 from kernelforge_runtime.abi.route import ROUTE_ROWS
-from kernelforge_runtime.dtypes import F16, F32, DType, decode, encode
+from kernelforge_runtime.dtypes import F16, F32, QUANTIZED, DType, decode, encode
 from kernelforge_runtime.ops import numpy_recurrence, numpy_rosa
+from kernelforge_runtime.ops.numpy_quantized import QuantizedRows, Workers
 from kernelforge_runtime.ops.vocabulary import Activation, LazyRows, Part
+from kernelforge_runtime.quantize import matrix_format, table_format
 
 Array = NDArray[Any]
+Kept = TypeVar("Kept", Array, QuantizedRows)
 
 
 @dataclass(frozen=True)
 class StackedParts:
     """A matrix: its parts' weights with the first row of each, and the number of outputs."""
 
-    parts: tuple[tuple[int, Array, Part], ...]
+    parts: tuple[tuple[int, Array | QuantizedRows, Part], ...]
     rows: int
 
 
@@ -30,20 +33,29 @@ class NumpyOps:
     """Computes each op at once, for one sequence.
 
     Weights are rounded to `weights` and held in `dtype`, in which everything is computed:
-    float32 to run, float64 as an oracle.
+    float32 to run, float64 as an oracle. Quantised matrices are held as they are, and their tables
+    in float16.
 
     Attributes:
         state: arrays by name, updated in place.
         tokens: the step's token ids, [T].
         position: tokens that the sequence had consumed before.
         activations: F16 rounds the residual stream and the inputs of products to float16.
+        workers: threads that quantised products are shared among.
+        weight_bytes: memory of the weights.
     """
 
     def __init__(
-        self, dtype: DTypeLike = np.float32, weights: DType = F32, activations: DType = F32
+        self,
+        dtype: DTypeLike = np.float32,
+        weights: DType = F32,
+        activations: DType = F32,
+        threads: int | None = None,
     ) -> None:
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.weights, self.activations = weights, activations
+        self.workers = Workers(threads)
+        self.weight_bytes = 0
         self.state: Mapping[str, Array] = {}
         self.tokens: Array = np.zeros(0, np.int64)
         self.position = 0
@@ -52,28 +64,39 @@ class NumpyOps:
 
     def vector(self, values: NDArray[np.float32]) -> Array:
         """Keeps a small tensor of weights."""
-        return values.astype(self.dtype)
+        return self._kept(values.astype(self.dtype))
 
     def matrix(self, parts: Sequence[Part], min_rows: int = 0) -> StackedParts:
         """Keeps a stack of weights, rounded to the weight format."""
         rows, kept = 0, []
+        form = matrix_format(self.weights, max(p.weight.shape[1] for p in parts))
         for part in parts:
-            kept.append((rows, self._rounded(part.weight), part))
+            weight: Array | QuantizedRows
+            if form in QUANTIZED:
+                weight = self._kept(QuantizedRows.of(part.name, part.weight, form))
+            else:
+                weight = self._kept(self._rounded(part.weight, form))
+            kept.append((rows, weight, part.without_weight()))
             rows += -(-len(part.weight) // ROUTE_ROWS) * ROUTE_ROWS
         return StackedParts(tuple(kept), max(rows, min_rows))
 
     def table(self, name: str, rows: NDArray[np.float32]) -> Array:
         """Keeps an embedding table."""
-        return self._rounded(rows)
+        form = table_format(self.weights)
+        if form == self.weights:
+            return self._kept(self._rounded(rows, form))
+        return self._kept(encode(rows, form))
+
+    def _kept(self, weight: Kept) -> Kept:
+        self.weight_bytes += weight.nbytes
+        return weight
 
     def host_tables(self, tables: Sequence[LazyRows]) -> Sequence[LazyRows]:
         """Nothing to do: they are on the host."""
         return tables
 
-    def _rounded(self, weight: NDArray[np.float32]) -> Array:
-        exact = (
-            weight if self.weights == F32 else decode(encode(weight, self.weights), self.weights)
-        )
+    def _rounded(self, weight: NDArray[np.float32], form: DType) -> Array:
+        exact = weight if form == F32 else decode(encode(weight, form), form)
         return exact.astype(self.dtype)
 
     def _activation(self, x: Array) -> Array:
@@ -90,11 +113,12 @@ class NumpyOps:
     ) -> Array:
         """Plain indexing, [T, C]; a token without a match has a row of zeros."""
         if tokens is None:
-            rows = table[self.tokens]
+            rows = table[self.tokens].astype(self.dtype, copy=False)
         else:
             ids = tokens.reshape(-1)
             found = ids != NO_MATCH
-            rows = np.where(found[:, None], table[np.where(found, ids, 0)], self.dtype.type(0))
+            rows = table[np.where(found, ids, 0)].astype(self.dtype, copy=False)
+            rows = np.where(found[:, None], rows, self.dtype.type(0))
         return self._activation(rows if add_to is None else add_to + rows)
 
     def host_rows(self, tables: Sequence[LazyRows]) -> Array:
@@ -154,7 +178,10 @@ class NumpyOps:
         for row, weight, part in matrix.parts:
             rows, k = weight.shape
             columns = stacked[part.slot, :, part.column : part.column + k]
-            product = columns @ weight.T
+            if isinstance(weight, QuantizedRows):
+                product = self.workers.product(columns, weight)
+            else:
+                product = columns @ weight.T
             if bias is not None:
                 product = product + np.atleast_2d(bias)[:, row : row + rows]
             out[:, row : row + rows] = activate(part.activation, product)

@@ -10,7 +10,7 @@ stream and the inputs of products are kept in float16; everything else stays flo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -44,6 +44,10 @@ class Part:
     slot: int = 0
     column: int = 0
     activation: Activation = "none"
+
+    def without_weight(self) -> Part:
+        """What is said of it, for whoever keeps the weight in another form."""
+        return replace(self, weight=np.zeros((0, 0), np.float32))
 
 
 class LazyRows(Protocol):

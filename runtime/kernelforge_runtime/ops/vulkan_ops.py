@@ -53,7 +53,7 @@ class VulkanOps(Products, Recurrences, Rosa):
     ) -> Temporary:
         """[T, C]; a table beyond the binding limit goes in pages."""
         out = add_to if add_to is not None else self._stream(self._tokens, table.k)
-        row_bytes = self.weights.nbytes(table.k)
+        row_bytes = table.format.nbytes(table.k)
         for first, rows in self._pages(table.rows, row_bytes):
             self._call(
                 "embedding",
@@ -65,7 +65,7 @@ class VulkanOps(Products, Recurrences, Rosa):
                 },
                 {"first": first, "add": int(add_to is not None)},
                 table.label,
-                self.weights.name,
+                table.format.name,
             )
         return out
 

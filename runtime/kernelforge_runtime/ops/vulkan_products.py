@@ -14,6 +14,7 @@ from kernelforge_runtime.ops.builder import Operand, Temporary, TemporarySlice
 from kernelforge_runtime.ops.device_weights import DeviceMatrix, DeviceVector, part_of
 from kernelforge_runtime.ops.vocabulary import Part
 from kernelforge_runtime.ops.vulkan_step import StepWriter, Tensor
+from kernelforge_runtime.quantize import K_MULTIPLE
 from kernelforge_runtime.vk import BufferSlice
 
 
@@ -58,6 +59,7 @@ class Products(StepWriter):
         )
         operands: dict[str, Operand] = {
             "weight": matrix.weight,
+            **({} if matrix.scale is None else {"scale": matrix.scale}),
             "in_x": x,
             "route": self._route(x, matrix, code, column if aux is not None else None),
             # A kernel that reads none is given something that is large enough.
@@ -67,7 +69,7 @@ class Products(StepWriter):
         slots = x.shape[0] if len(x.shape) == 3 else 1
         if tokens > 1 and matrix.weight.nbytes <= self.device.info.max_storage_buffer:
             problem = Problem(M=matrix.rows, K=matrix.k, S=slots, T=tokens, X=x.bits, Y=out.bits)
-            self._call("gemm", problem, operands, None, matrix.label, self.weights.name)
+            self._call("gemm", problem, operands, None, matrix.label, matrix.format.name)
         else:
             for token in range(tokens):
                 self._gemv(operands, matrix, slots, token, tokens, stride)
@@ -83,7 +85,7 @@ class Products(StepWriter):
         aux_stride: int,
     ) -> None:
         """One token's products, in as many pieces as the binding limit asks for."""
-        row_bytes = self.weights.nbytes(matrix.k)
+        row_bytes = matrix.format.nbytes(matrix.k)
         x, out, aux = operands["in_x"], operands["out_y"], operands["aux"]
         assert isinstance(x, Temporary) and isinstance(out, Temporary)
         if tokens > 1:
@@ -106,8 +108,13 @@ class Products(StepWriter):
                 "route": route if whole else part_of(route, first // 2, rows // 2),
                 "out_y": out if whole else TemporarySlice(out, out_at, size * rows),
             }
+            if aux is matrix.weight:  # never read, but bound: within the limit, as a page is
+                piece["aux"] = piece["weight"]
+            if matrix.scale is not None:
+                words = matrix.k // K_MULTIPLE * 4
+                piece["scale"] = part_of(matrix.scale, first * words, rows * words)
             problem = Problem(M=rows, K=matrix.k, S=slots, X=x.bits, Y=out.bits)
-            self._call("gemv", problem, piece, None, matrix.label, self.weights.name)
+            self._call("gemv", problem, piece, None, matrix.label, matrix.format.name)
 
     def _route(
         self,
