@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -17,9 +17,12 @@ from kernelforge_runtime.ops.vulkan_step import StepWriter, Tensor
 from kernelforge_runtime.quantize import K_MULTIPLE
 from kernelforge_runtime.vk import BufferSlice
 
+FEW_TOKENS = 8
+"""Up to so many tokens gemv reads each weight once for all of them; gemm is for more."""
+
 
 class Products(StepWriter):
-    """Packs matrices at load; writes gemv for one token, gemm for more."""
+    """Packs matrices at load; writes gemv for few tokens, gemm for more."""
 
     _routes: dict[tuple[int, ...], BufferSlice]
 
@@ -67,15 +70,34 @@ class Products(StepWriter):
             "out_y": out,
         }
         slots = x.shape[0] if len(x.shape) == 3 else 1
-        if tokens > 1 and matrix.weight.nbytes <= self.device.info.max_storage_buffer:
+        if matrix.weight.nbytes <= self.device.info.max_storage_buffer:
+            family = "gemv" if tokens <= (FEW_TOKENS if self._gemv_counts_tokens else 1) else "gemm"
             problem = Problem(M=matrix.rows, K=matrix.k, S=slots, T=tokens, X=x.bits, Y=out.bits)
-            self._call("gemm", problem, operands, None, matrix.label, matrix.format.name)
+            self._product(family, problem, operands, matrix)
         else:
             for token in range(tokens):
-                self._gemv(operands, matrix, slots, token, tokens, stride)
+                self._in_pages(operands, matrix, slots, token, tokens, stride)
         return out
 
-    def _gemv(
+    def _product(
+        self,
+        family: str,
+        problem: Problem,
+        operands: dict[str, Operand],
+        matrix: DeviceMatrix,
+    ) -> None:
+        """One dispatch."""
+        if family == "gemv" and not self._gemv_counts_tokens:
+            problem = Problem(**{name: size for name, size in problem.items() if name != "T"})
+        self._call(family, problem, operands, None, matrix.label, matrix.format.name)
+
+    @cached_property
+    def _gemv_counts_tokens(self) -> bool:
+        """Whether the bundles' gemv takes several tokens; that of older ones takes one."""
+        entries = (e for bundle in self.kernels.bundles for e in bundle.entries)
+        return any("T" in e.problem for e in entries if e.family == "gemv")
+
+    def _in_pages(
         self,
         operands: dict[str, Operand],
         matrix: DeviceMatrix,
@@ -84,7 +106,7 @@ class Products(StepWriter):
         tokens: int,
         aux_stride: int,
     ) -> None:
-        """One token's products, in as many pieces as the binding limit asks for."""
+        """One token's products with a matrix beyond the binding limit."""
         row_bytes = matrix.format.nbytes(matrix.k)
         x, out, aux = operands["in_x"], operands["out_y"], operands["aux"]
         assert isinstance(x, Temporary) and isinstance(out, Temporary)
@@ -101,20 +123,19 @@ class Products(StepWriter):
             assert isinstance(route, BufferSlice)
             size = out.bits // 8
             out_at = size * (token * matrix.rows + first)
-            whole = rows == matrix.rows and tokens == 1
             piece = {
                 **operands,
                 "weight": part_of(matrix.weight, first * row_bytes, rows * row_bytes),
-                "route": route if whole else part_of(route, first // 2, rows // 2),
-                "out_y": out if whole else TemporarySlice(out, out_at, size * rows),
+                "route": part_of(route, first // 2, rows // 2),
+                "out_y": TemporarySlice(out, out_at, size * rows),
             }
             if aux is matrix.weight:  # never read, but bound: within the limit, as a page is
                 piece["aux"] = piece["weight"]
             if matrix.scale is not None:
                 words = matrix.k // K_MULTIPLE * 4
                 piece["scale"] = part_of(matrix.scale, first * words, rows * words)
-            problem = Problem(M=rows, K=matrix.k, S=slots, X=x.bits, Y=out.bits)
-            self._call("gemv", problem, piece, None, matrix.label, matrix.format.name)
+            problem = Problem(M=rows, K=matrix.k, S=slots, T=1, X=x.bits, Y=out.bits)
+            self._product("gemv", problem, piece, matrix)
 
     def _route(
         self,
