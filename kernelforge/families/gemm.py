@@ -19,12 +19,13 @@ from kernelforge.choices import (
     stored,
 )
 from kernelforge.family import Arrays, KernelFamily
-from kernelforge.space import Choice, Constraint, Space
+from kernelforge.matrices import random_weight, weight_bindings, weight_bits, weight_values
+from kernelforge.space import Choice, Constraint, Flag, Space
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ROUTE_ROWS
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
-from kernelforge_runtime.dtypes import BF16, F16, F32, U32, DType, decode, encode
+from kernelforge_runtime.dtypes import BF16, F16, F32, NF4, Q8, U32, DType
 
 
 def _rows(p: Mapping[str, Any]) -> int:
@@ -32,12 +33,17 @@ def _rows(p: Mapping[str, Any]) -> int:
     return int(p["BM"] if p["FORM"] == "tile" else p["WORKGROUP"] * p["TM"])
 
 
+def _shared_bytes(p: Mapping[str, Any]) -> int:
+    """Of both tiles and the 16 levels that nf4 keeps beside them."""
+    return 4 * (p["BK"] * (p["BM"] + p["BT"] + 2 * p["PAD"]) + 16)
+
+
 def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     """Bindings, grid and workgroup of one variant."""
     tiled = p["FORM"] == "tile"
     return Signature(
         bindings=(
-            Binding("weight", precision, ("M", "K")),
+            *weight_bindings(precision),
             Binding("in_x", activation_type(p, "X"), ("S", "T", "K")),
             Binding("route", U32, (f"M/{ROUTE_ROWS}", 4)),
             Binding("aux", F32, ("M",)),
@@ -57,9 +63,8 @@ def inputs(problem: Problem, precision: DType, rng: np.random.Generator) -> Arra
     """Weights of a trained model's size, S inputs of T tokens, a random route per 32 rows."""
     m, k, s, t = (problem[d] for d in "MKST")
     x_type, y_type = (activation_type(problem, d) for d in "XY")
-    weight = rng.standard_normal((m, k), dtype=np.float32) * np.float32(1 / np.sqrt(k))
     return {
-        "weight": encode(weight, precision),
+        **random_weight(m, k, precision, rng),
         "in_x": rng.standard_normal((s, t, k), dtype=np.float32).astype(x_type.np),
         "route": random_route(m, t, s, t * k, k, rng),
         "aux": rng.standard_normal(m, dtype=np.float32),
@@ -75,7 +80,7 @@ def oracle(
 ) -> Arrays:
     """The product in float64, block by block, with each block's epilogue."""
     t, k = problem["T"], problem["K"]
-    weight, x = decode(given["weight"], precision), given["in_x"].reshape(-1)
+    weight, x = weight_values(given, precision), given["in_x"].reshape(-1)
     out = given["out_y"].astype(np.float64)
     for block, way in enumerate(given["route"]):
         rows = slice(block * ROUTE_ROWS, (block + 1) * ROUTE_ROWS)
@@ -89,37 +94,85 @@ def oracle(
 def cost(problem: Problem, precision: DType) -> tuple[float, float]:
     """(flops, bytes): every operand once."""
     m, k, s, t, x, y = (problem[d] for d in "MKSTXY")
-    return 2.0 * m * k * t, (m * k * precision.bits + t * (k * s * x + 2 * m * y)) / 8
+    return 2.0 * m * k * t, (m * k * weight_bits(precision) + t * (k * s * x + 2 * m * y)) / 8
 
 
-def _shape_holds(p: Mapping[str, Any]) -> bool:
-    if p["FORM"] == "tile":
-        return bool(p["WORKGROUP"] == (p["BM"] // p["TM"]) * (p["BT"] // p["TT"]))
-    # The tile's own parameters mean nothing here: keep one value of each.
-    return bool(p["BM"] == 32 and p["BT"] == 32 and p["BK"] == 32)
+_WIDE = {"VEC": 4, "PAD": 4, "PREFETCH": False, "STRIP": 0, "GROUP": 0}
+"""What tiles of more than 32 rows alone vary, and its value elsewhere."""
+_NARROW = {"UNPACK": "half"}
+"""What those do not vary: integer operations are a way around slow conversions in software."""
+_TILE = {"BM": 32, "BT": 32, "BK": 32}
+"""What tiles alone vary."""
+
+
+def _only_where_it_matters(p: Mapping[str, Any]) -> bool:
+    fixed = _TILE if p["FORM"] == "broadcast" else {}
+    fixed = {**fixed, **(_WIDE if p["FORM"] == "broadcast" or p["BM"] <= 32 else _NARROW)}
+    return all(p[name] == value for name, value in fixed.items())
+
+
+def _is_tiled_whole(p: Mapping[str, Any]) -> bool:
+    if p["FORM"] == "broadcast":
+        return True
+    if p["BM"] % p["TM"] or p["BT"] % p["TT"]:
+        return False
+    return bool(p["WORKGROUP"] == (p["BM"] // p["TM"]) * (p["BT"] // p["TT"]))
+
+
+def _fills_a_gpu(p: Mapping[str, Any]) -> bool:
+    """Tiles of more than 32 rows are for machines with wide workgroups and many registers."""
+    if p["FORM"] == "broadcast" or p["BM"] <= 32:
+        return bool(p["BT"] <= 64)
+    return bool(
+        p["TM"] >= 4 and p["TT"] >= 4 and p["TM"] * p["TT"] >= 32
+        and p["WORKGROUP"] >= 64 and p["BT"] >= 32
+    )  # fmt: skip
+
+
+def _most_sums(p: Mapping[str, Any]) -> int:
+    """Sums of one invocation: registers, and on software devices the time to compile.
+
+    Checked access through descriptors doubles the code there, and the compile time more.
+    """
+    if p["FORM"] == "broadcast":
+        return 128 if p["ADDRESS"] else 32
+    return 64 if p["ADDRESS"] or p["BM"] > 32 else 32
 
 
 GEMM = KernelFamily(
     name="gemm",
     template="gemm.comp.j2",
     dims=("M", "K", "S", "T", "X", "Y"),
-    precisions=(F16, BF16, F32),
+    precisions=(F16, BF16, F32, Q8, NF4),
     space=Space(
         Choice(
             "FORM", ("tile", "broadcast"), default="tile", needs={"broadcast": "subgroup_shuffle"}
         ),
         Choice("WORKGROUP", (4, 8, 16, 32, 64, 128, 256), default=64),
-        Choice("BM", (16, 32), default=32),
-        Choice("BT", (8, 16, 32, 64), default=32),
+        Choice("BM", (16, 32, 64, 128), default=32),
+        Choice("BT", (8, 16, 32, 64, 128), default=32),
         Choice("BK", (16, 32), default=32),
-        Choice("TM", (1, 2, 4), default=4),
+        Choice("TM", (1, 2, 4, 8), default=4),
         Choice("TT", (1, 2, 4, 8, 12, 16, 24, 32), default=4),
+        Choice("VEC", (2, 4), default=4),
+        Choice("PAD", (1, 4), default=4),
+        Flag("PREFETCH"),
+        Choice("STRIP", (0, 8), default=0),
+        Choice("GROUP", (0, 8), default=0),
         Choice("UNPACK", ("half", "shift"), default="half"),
         ADDRESS,
         *activation_bits("X", "Y"),
-        Constraint("the form's shape holds", lambda p, d: _shape_holds(p)),
         Constraint(
-            "BT is a multiple of TT", lambda p, d: p["FORM"] != "tile" or p["BT"] % p["TT"] == 0
+            "WORKGROUP is the number of invocations that a tile has",
+            lambda p, d: _is_tiled_whole(p),
+        ),
+        Constraint(
+            "software devices take small tiles",  # they gain nothing and compile them for long
+            lambda p, d: d.device_type != "cpu" or p["BM"] <= 32,
+        ),
+        Constraint("the tile is of a size that is worth it", lambda p, d: _fills_a_gpu(p)),
+        Constraint(
+            "a parameter that changes nothing is not varied", lambda p, d: _only_where_it_matters(p)
         ),
         Constraint(
             "one subgroup, rows within one route block",
@@ -132,18 +185,17 @@ GEMM = KernelFamily(
                 )
             ),
         ),
+        Constraint(
+            "strips divide a tile's rows",
+            lambda p, d: p["STRIP"] == 0 or p["BM"] // p["TM"] % p["STRIP"] == 0,
+        ),
         Constraint("16-bit rows are stored in pairs", lambda p, d: p["Y"] == 32 or p["TM"] >= 2),
         Constraint(
-            "accumulators fit the registers",
-            # Checked access through descriptors doubles the code, and the compile time more.
-            lambda p, d: p["TM"] * p["TT"] <= (64 if p["ADDRESS"] else 32),
+            "accumulators fit the registers", lambda p, d: p["TM"] * p["TT"] <= _most_sums(p)
         ),
         Constraint(
             "tiles fit the shared memory",
-            lambda p, d: (
-                p["FORM"] != "tile"
-                or 4 * (p["BM"] + p["BT"]) * (p["BK"] + 1) <= d.max_shared_memory
-            ),
+            lambda p, d: p["FORM"] != "tile" or _shared_bytes(p) <= d.max_shared_memory,
         ),
     ),
     signature=signature,

@@ -1,13 +1,14 @@
-"""gemm: token counts that fit no tile, both forms, routes with strides of their own."""
+"""gemm: token counts that fit no tile, both forms, wide tiles, routes with strides of their own."""
 
 import numpy as np
 import pytest
 
 from kernelforge.families.gemm import GEMM
 from kernelforge.families.gemv import GEMV
+from kernelforge.matrices import stored_weight, weight_values
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ACTIVATIONS, ROUTE_ROWS, route_code
-from kernelforge_runtime.dtypes import BF16, F16, F32, encode
+from kernelforge_runtime.dtypes import BF16, F16, F32, NF4, Q8
 from tests.families.running import UNWRITTEN, assert_close, run, variants
 
 pytestmark = [pytest.mark.vulkan, pytest.mark.glslang]
@@ -28,12 +29,13 @@ def test_token_counts_that_fit_no_tile_are_right(device, rng, tokens):
         assert_close(GEMM, problem, found, expected, params)
 
 
-@pytest.mark.parametrize("precision", [F16, BF16, F32], ids=str)
+@pytest.mark.parametrize("precision", [F16, BF16, F32, Q8], ids=str)
 def test_both_forms_agree_on_sums_that_are_exact(device, rng, precision):
     problem = Problem(M=64, K=64, S=1, T=19, X=32, Y=32)
     whole = rng.integers(-8, 9, (64, 64)).astype(np.float32)
     given = GEMM.inputs(problem, precision, rng)
-    given["weight"] = encode(whole, precision)
+    whole[:, ::32] = 127  # a block of q8 that is exact
+    given |= stored_weight(whole, precision)
     given["in_x"] = rng.integers(-8, 9, (1, 19, 64)).astype(np.float32)
     given["route"][:, 2] = 0
     exact = given["in_x"][0] @ whole.T
@@ -43,6 +45,62 @@ def test_both_forms_agree_on_sums_that_are_exact(device, rng, precision):
         np.testing.assert_array_equal(found, exact, str(params))
     if device.info.slug == "llvmpipe":
         assert {p["FORM"] for p in tried} == {"tile", "broadcast"}
+
+
+@pytest.mark.parametrize("precision", [Q8, NF4], ids=str)
+@pytest.mark.parametrize("k", [64, 96])
+def test_quantised_weights_come_out_one_by_one_as_the_format_says(device, rng, precision, k):
+    """The columns of the identity, one per token, pick every weight out by itself."""
+    problem = Problem(M=64, K=k, S=1, T=k, X=32, Y=32)
+    given = GEMM.inputs(problem, precision, rng)
+    sizes = np.repeat(2.0 ** rng.integers(-9, 9, (64, k // 32)), 32, axis=1)
+    weight = (rng.standard_normal((64, k)) * sizes).astype(np.float32)
+    weight[5, :32] = 0
+    given |= stored_weight(weight, precision)
+    given["in_x"] = np.eye(k, dtype=np.float32)[None]
+    given["route"][:] = [0, k, 0, 0]
+    exact = weight_values(given, precision).T
+    assert np.abs(exact - weight.T).max() < (3e-2 if precision == Q8 else 0.2) * sizes.max() * 4
+    for params in variants(GEMM, precision, device, problem, *FORMS):
+        found = run(device, GEMM, precision, params, problem, given)["out_y"]
+        np.testing.assert_array_equal(found, exact, str(params))
+
+
+# The space keeps these from software devices, which compile them for long and gain nothing.
+WIDE = {"FORM": "tile", "BM": 128, "BT": 32, "BK": 16, "TM": 8, "TT": 4, "WORKGROUP": 128}
+WIDE_TILES = [
+    {**WIDE},
+    {**WIDE, "PREFETCH": True, "VEC": 2, "PAD": 1},
+    {**WIDE, "BM": 64, "BT": 64, "TT": 8, "WORKGROUP": 64, "BK": 32, "GROUP": 8, "PREFETCH": True},
+    {**WIDE, "STRIP": 8, "GROUP": 8, "ADDRESS": True},
+]
+
+
+@pytest.mark.parametrize("change", WIDE_TILES, ids=str)
+@pytest.mark.parametrize(("x", "y"), [(32, 32), (16, 16)])
+@pytest.mark.parametrize("precision", [BF16, Q8, NF4], ids=str)
+def test_a_wide_tile_serves_rows_of_several_inputs(device, rng, precision, change, x, y):
+    """Ten blocks of rows in tiles of up to four, some with their neighbour's input."""
+    problem = Problem(M=320, K=96, S=3, T=37, X=x, Y=y)
+    params = {**GEMM.space.declared_default, **change, "X": x, "Y": y}
+    if reason := GEMM.fits(precision, params, device.info):
+        pytest.skip(f"{device.info.name}: {reason}")
+    given = GEMM.inputs(problem, precision, rng)
+    given["route"][:, 0] = np.array([0, 0, 1, 0, 2, 2, 2, 2, 1, 0]) * 37 * 96
+    expected = GEMM.oracle(problem, precision, given, {})
+    found = run(device, GEMM, precision, params, problem, given)
+    assert_close(GEMM, problem, found, expected, params)
+
+
+def test_workgroups_in_groups_visit_every_tile(device, rng):
+    """Nine row tiles, the last one half empty, and three of tokens: a whole group and a rest."""
+    problem = Problem(M=64 * 8 + 32, K=32, S=1, T=70, X=32, Y=32)
+    given = GEMM.inputs(problem, F32, rng)
+    expected = GEMM.oracle(problem, F32, given, {})
+    change = {**WIDE, "BM": 64, "WORKGROUP": 64, "GROUP": 8}
+    params = {**GEMM.space.declared_default, **change}
+    found = run(device, GEMM, F32, params, problem, given)
+    assert_close(GEMM, problem, found, expected)
 
 
 def test_rows_are_read_with_the_stride_of_their_route(device, rng):
@@ -113,12 +171,13 @@ def test_the_last_token_of_an_aux_takes_its_own_row(device):
 
 
 @pytest.mark.parametrize(("x", "y"), WIDTHS)
-@pytest.mark.parametrize("precision", [F16, BF16, F32], ids=str)
+@pytest.mark.parametrize("precision", [F16, BF16, F32, Q8], ids=str)
 def test_inputs_and_outputs_of_either_width_are_exact(device, rng, precision, x, y):
     problem = Problem(M=64, K=64, S=2, T=11, X=x, Y=y)
     weight = rng.integers(-4, 5, (64, 64)).astype(np.float32)
     given = GEMM.inputs(problem, precision, rng)
-    given["weight"] = encode(weight, precision)
+    weight[:, ::32] = 127
+    given |= stored_weight(weight, precision)
     given["in_x"] = rng.integers(-4, 5, (2, 11, 64)).astype(given["in_x"].dtype)
     given["route"][:] = [[11 * 64, 64, 0, 0], [0, 64, route_code(add=True), 0]]
     given["out_y"] = rng.integers(-8, 9, (11, 64)).astype(given["out_y"].dtype)
