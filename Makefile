@@ -2,13 +2,14 @@
 
 python := .venv/bin/python
 kernelforge := .venv/bin/kernelforge
+TESTS13 := tests/families/test_conformance.py tests/families/test_gemm.py
 models := $(wildcard runtime/demo/*.safetensors)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench report gpu clean
+.PHONY: help setup demo test test13 check bench report gpu clean
 
 help:       ## this list
-	@sed -n 's/^\([a-z]*\): *[a-z ]*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z0-9]*\): *[a-z ]*## /\1\t/p' Makefile | expand -t 10
 
 setup:      ## install all that is needed: system packages, two software devices, .venv
 	@bash scripts/setup.sh
@@ -18,6 +19,9 @@ demo: setup ## tune, bundle, run a real model and report, on the default device
 
 test: setup ## the whole test suite; PYTEST_ARGS="-k gemv" for a part of it
 	@. scripts/env.sh && $(python) -m pytest $(PYTEST_ARGS)
+
+test13: setup ## kernels on a newer Mesa and compiler, in .setup/debian13; skipped where it cannot be
+	@bash scripts/debian13.sh python3 -m pytest $(TESTS13) $(PYTEST_ARGS) || test $$? -eq 77
 
 check: setup ## lint, format, types, import contracts
 	$(python) -m ruff check .

@@ -30,7 +30,7 @@ modules=(numpy safetensors vulkan pyrwkv-tokenizer rich jinja2 pytest hypothesis
 
 say() { printf 'debian13: %s\n' "$*"; }
 die() { printf 'debian13: error: %s\n' "$*" >&2; exit 1; }
-skip() { printf 'debian13: not here: %s\n' "$*" >&2; exit "$cannot"; }
+skip() { printf 'debian13: skipped: %s\n' "$*" >&2; exit "$cannot"; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
 # A mount namespace takes every mount with it when its last process ends, however it ends.
@@ -40,7 +40,11 @@ in_namespace() {
   unshare "${options[@]}" "$@"
 }
 
-wanted_stamp() { sha256sum <scripts/debian13.sh; }
+# Of all that decides what is in it; a moved checkout needs its own path inside.
+wanted_stamp() {
+  { echo "$root" "$mesa_wanted" "${packages[@]}" "${modules[@]}"
+    declare -f find_archive unpack_packages install_modules; } | sha256sum
+}
 is_complete() { [[ -f $system/stamp && $(<"$system/stamp") == "$(wanted_stamp)" ]]; }
 
 # --- making it ----------------------------------------------------------------------------
