@@ -115,13 +115,16 @@ def _profile(args: argparse.Namespace) -> DeviceInfo:
 
 def _requests(args: argparse.Namespace, info: DeviceInfo) -> tuple[list[Request], Counter[str]]:
     """What to compile, and how many configurations are left out for which reason."""
-    from kernelforge.compile import missing_extensions
+    from kernelforge.compile import buildable, missing_extensions
     from kernelforge.errors import SpaceError
     from kernelforge.families import get_family, load_families
 
     families = [get_family(args.family)] if args.family else list(load_families().values())
     wanted: list[Request] = []
     skipped: Counter[str] = Counter()
+    target = buildable(info)
+    lost = ", ".join(sorted(info.features - target.features))
+    unbuildable = f"glslang is too old for what the device has: {lost}"
     for family in families:
         precisions = [p for p in family.precisions if args.precision in (None, p.name)]
         if args.family and not precisions:
@@ -129,13 +132,15 @@ def _requests(args: argparse.Namespace, info: DeviceInfo) -> tuple[list[Request]
         missing = missing_extensions(family)
         for precision in precisions:
             if args.all:
-                valid = family.valid(precision, info)
+                runnable = family.valid(precision, info)
                 counts = family.space.explain(info)
-                skipped["this device cannot run them"] += counts.pop("valid") - len(valid)
+                skipped["this device cannot run them"] += counts.pop("valid") - len(runnable)
+                valid = runnable if target is info else family.valid(precision, target)
+                skipped[f"{family.name}: {unbuildable}"] += len(runnable) - len(valid)
                 skipped.update({f"{family.name}: {text}": n for text, n in counts.items()})
             else:
                 try:
-                    valid = list(_defaults(family, precision.name, info))
+                    valid = list(_defaults(family, precision.name, target))
                 except SpaceError as error:
                     valid = []
                     skipped[str(error)] += 1

@@ -18,6 +18,7 @@ from kernelforge import __version__
 from kernelforge.cli import options
 from kernelforge.cli.main import EXTRAS
 from kernelforge.cli.output import Output, aligned
+from kernelforge.errors import CompileError
 from kernelforge.resources import cache_dir
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.problem import Problem
@@ -29,19 +30,6 @@ from kernelforge_runtime.resources import tuned_output_dir, tuned_search_path
 from kernelforge_runtime.vk import list_devices, open_device
 from kernelforge_runtime.vk.loader import Instance, api
 
-EXTENSIONS = (
-    "GL_KHR_shader_subgroup_arithmetic",
-    "GL_KHR_shader_subgroup_shuffle",
-    "GL_KHR_shader_subgroup_clustered",
-    "GL_EXT_buffer_reference",
-    "GL_EXT_shader_explicit_arithmetic_types_float16",
-    "GL_EXT_shader_16bit_storage",
-    "GL_EXT_shader_8bit_storage",
-    "GL_EXT_control_flow_attributes",
-    "GL_EXT_integer_dot_product",
-    "GL_KHR_cooperative_matrix",
-)
-"""GLSL extensions that kernels use or could use."""
 OK, WARN, MISSING = "ok", "warn", "missing"
 
 
@@ -74,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     for finding, device_works in _vulkan():
         findings.append(finding)
         works = works or device_works
-    findings += [*_validation(), *_compiler(), *_packages(), *_folders(), *_bundles()]
+    findings += [*_validation(), *_compiler(), *_left_out(), *_packages(), *_folders(), *_bundles()]
     rows = [(f.state, f.what, f.detail + (f"; {f.fix}" if f.fix else "")) for f in findings]
     output.text("\n".join(aligned([("", "", ""), *rows])[1:]))
     output.document({"works": works, "findings": [asdict(f) for f in findings]})
@@ -147,7 +135,9 @@ def _validation() -> Iterator[Finding]:
 def _compiler() -> Iterator[Finding]:
     """The GLSL compiler, what it knows, and the SPIR-V checker: only tuning needs them."""
     try:
+        from kernelforge.compile.coverage import required_extensions
         from kernelforge.compile.glslang import accepts, find_compiler
+        from kernelforge.families import load_families
 
         compiler = find_compiler()
     except ImportError as error:
@@ -158,9 +148,10 @@ def _compiler() -> Iterator[Finding]:
         yield Finding(WARN, "GLSL compiler", f"{_one_line(error)}")
         return
     yield Finding(OK, "GLSL compiler", f"{compiler.path}, glslang {compiler.version}")
-    known = [name for name in EXTENSIONS if accepts(name)]
+    required = required_extensions(load_families().values())
+    known = [name for name in required if accepts(name)]
     yield Finding(OK, "GLSL extensions", " ".join(known))
-    if unknown := [name for name in EXTENSIONS if name not in known]:
+    if unknown := [name for name in required if name not in known]:
         fix = "kernels that need them are left out; KERNELFORGE_GLSLANG=... names a newer one"
         yield Finding(WARN, "GLSL extensions", f"not known: {' '.join(unknown)}", fix)
     path = shutil.which("spirv-val")
@@ -168,6 +159,34 @@ def _compiler() -> Iterator[Finding]:
         yield Finding(WARN, "spirv-val", "not found", "apt-get install spirv-tools")
     else:
         yield Finding(OK, "spirv-val", f"{path}, {_version(path)}")
+
+
+def _left_out() -> Iterator[Finding]:
+    """Per device and reason, the kernels that it has no variant of: that is no fault of it."""
+    try:
+        from kernelforge.compile.coverage import gaps, required_extensions
+        from kernelforge.compile.glslang import accepts
+        from kernelforge.families import load_families
+    except ImportError:
+        return  # said of the compiler already
+    try:
+        devices = list_devices()
+        families = load_families().values()
+        unknown = {name for name in required_extensions(families) if not accepts(name)}
+    except DeviceError:
+        return
+    except CompileError:
+        unknown = set()
+    for index, info in enumerate(devices):
+        kinds: dict[tuple[str, str, str], list[str]] = {}
+        for gap in (gap for family in families for gap in gaps(family, info, unknown)):
+            kinds.setdefault((gap.reason, gap.family, gap.form), []).append(gap.precision)
+        reasons: dict[str, list[str]] = {}
+        for (reason, family, form), precisions in kinds.items():
+            what = " ".join(filter(None, (family, form)))
+            reasons.setdefault(reason, []).append(f"{what} ({' '.join(precisions)})")
+        for reason, names in reasons.items():
+            yield Finding(OK, f"device {index}", f"leaves out {', '.join(names)}: {reason}")
 
 
 def _version(path: str) -> str:

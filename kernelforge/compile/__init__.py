@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from kernelforge.compile.cache import SpirvCache
-from kernelforge.compile.check import check_declared, validate
+from kernelforge.compile.check import (
+    buildable,
+    check_declared,
+    extensions_in,
+    missing_extensions,
+    validate,
+)
 from kernelforge.compile.glslang import Compiler, accepts, compile_glsl, find_compiler
 from kernelforge.errors import CompileError
 from kernelforge.family import KernelFamily
@@ -21,10 +27,13 @@ from kernelforge_runtime.errors import KernelForgeError
 __all__ = [
     "Compiler",
     "SpirvCache",
+    "accepts",
+    "buildable",
     "compile_glsl",
     "compile_many",
     "compile_rendered",
     "compile_variant",
+    "extensions_in",
     "find_compiler",
     "missing_extensions",
     "validate",
@@ -78,7 +87,7 @@ def compile_rendered(
     spirv = store.get(key)
     kept = spirv is not None
     if spirv is None:
-        if missing := missing_extensions(family):
+        if missing := missing_extensions(family, rendered.glsl):
             raise CompileError(
                 f"{name} needs {', '.join(missing)}: glslang {compiler.version} does not know "
                 "that; point KERNELFORGE_GLSLANG at a newer glslangValidator"
@@ -138,8 +147,3 @@ def compile_many(
     # Threads are enough: the time goes into one compiler process for each.
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         return list(pool.map(lambda item: one(*item), enumerate(requests)))
-
-
-def missing_extensions(family: KernelFamily) -> tuple[str, ...]:
-    """The GLSL extensions that the family requires and that the compiler does not know."""
-    return tuple(extension for extension in family.requires if not accepts(extension))

@@ -1,18 +1,55 @@
-"""Is a compiled module what its family declared, and is it valid SPIR-V?"""
+"""What the compiler can build; whether a module is as its family declared and valid SPIR-V."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+from kernelforge.compile.glslang import accepts, find_compiler
 from kernelforge.errors import CompileError
+from kernelforge.family import KernelFamily
+from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.spirv import Reflection, check_module
 from kernelforge_runtime.errors import SpirvError
 
+FEATURE_EXTENSIONS = {"cooperative_matrix": "GL_KHR_cooperative_matrix"}
+"""The GLSL extension by which kernels use a device's feature, where compilers in use lack it."""
 _TARGET = "vulkan1.2"
+_EXTENSION = re.compile(r"^#extension +(GL_\w+) *: *require", re.MULTILINE)
+
+
+def extensions_in(glsl: str) -> tuple[str, ...]:
+    """The GLSL extensions that a source, or a template, requires; each once, in order."""
+    return tuple(dict.fromkeys(_EXTENSION.findall(glsl)))
+
+
+def missing_extensions(family: KernelFamily, glsl: str = "") -> tuple[str, ...]:
+    """The GLSL extensions that the family or this source requires and the compiler does not know.
+
+    Raises:
+        CompileError: there is no compiler.
+    """
+    required = dict.fromkeys((*family.requires, *extensions_in(glsl)))
+    return tuple(extension for extension in required if not accepts(extension))
+
+
+def buildable(info: DeviceInfo) -> DeviceInfo:
+    """The device with no feature that the compiler here cannot use: what variants are chosen for.
+
+    Without a compiler it is the device itself: what is carried along was compiled elsewhere.
+    """
+    used = {f: e for f, e in FEATURE_EXTENSIONS.items() if f in info.features}
+    try:
+        find_compiler()
+    except CompileError:
+        return info
+    unknown = {feature for feature, extension in used.items() if not accepts(extension)}
+    return replace(info, features=info.features - unknown) if unknown else info
 
 
 def check_declared(module: ShaderModule) -> Reflection:

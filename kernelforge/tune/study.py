@@ -15,6 +15,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.study import Study
 
+from kernelforge.compile import buildable
 from kernelforge.errors import TuneError
 from kernelforge.family import KernelFamily
 from kernelforge.measure.bench import Bench, Effort
@@ -126,8 +127,9 @@ def tune_problem(
         raise TuneError(f"tune {family.name} at {problem}: {why}")
     started = time.monotonic()
     held = storage if isinstance(storage, BaseStorage) else open_storage(storage)
-    configs = family.valid(precision, device.info, problem)
-    default = family.default(precision, device.info, problem)
+    target = buildable(device.info)
+    configs = family.valid(precision, target, problem)
+    default = family.default(precision, target, problem)
     sampler = EnumeratedSampler(configs, [default, *warm], seed=seed)
     name = study_name(device, family, precision, problem, configs)
     study = optuna.create_study(
