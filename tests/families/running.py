@@ -52,6 +52,14 @@ def declared(family: KernelFamily, problem: Problem) -> dict[str, Any]:
     return {name: problem.get(name, value) for name, value in default.items()}
 
 
+def keeps_subnormals(device: Device) -> bool:
+    """Whether float32 subnormals are known to stay what they are, which Vulkan leaves open.
+
+    llvmpipe of Mesa 25.0 keeps them, that of Mesa 26.1 and SwiftShader make zeros of them.
+    """
+    return device.info.slug == "llvmpipe" and device.info.driver_info.startswith("Mesa 25.")
+
+
 def run(
     device: Device,
     family: KernelFamily,

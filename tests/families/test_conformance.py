@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from kernelforge.compile import (
+    buildable,
     carried_store,
     compile_variant,
     find_compiler,
@@ -28,15 +29,14 @@ from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.spirv import check_module
 from kernelforge_runtime.dtypes import DType
 from kernelforge_runtime.vk import Device
-from tests.families.running import declared
+from tests.families.running import declared, keeps_subnormals
 
 RANDOM_VARIANTS = 3
 CEILINGS = {family.name: family for family in (READ, COPY, FMA)}
 
-# Makes f16 subnormals into float32 subnormals: wrong where those are flushed to zero, which a
-# device may do. The tuner verifies on the device itself, so it never chooses it there.
+# Makes f16 subnormals into float32 subnormals: wrong where those are flushed to zero. The tuner
+# verifies on the device itself, so it never chooses it there.
 NEEDS_SUBNORMALS = ("f16", "UNPACK", "shift")
-KEEP_SUBNORMALS = {"llvmpipe"}
 
 CASES = [
     pytest.param(name, precision.name, id=f"{name}-{precision}")
@@ -54,15 +54,16 @@ def chosen(
 ) -> list[dict[str, object]]:
     """The default and a few others that are possible here, the same on every run."""
     in_precision, name, value = NEEDS_SUBNORMALS
-    flushed = device.info.slug not in KEEP_SUBNORMALS and str(precision) == in_precision
+    flushed = not keeps_subnormals(device) and str(precision) == in_precision
+    target = buildable(device.info)
     valid = [
         params
-        for params in family.valid(precision, device.info, problem)
+        for params in family.valid(precision, target, problem)
         if not (flushed and params.get(name) == value)
     ]
     if not valid:
         return []
-    default = family.default(precision, device.info, problem)
+    default = family.default(precision, target, problem)
     seed = zlib.crc32(f"{family.name} {precision} {problem}".encode())
     picks = np.random.default_rng(seed).permutation(len(valid))[:RANDOM_VARIANTS]
     return [default, *(valid[i] for i in sorted(picks) if valid[i] != default)]
@@ -89,8 +90,10 @@ def test_a_family_is_right_on_every_corner_problem(
     needs_compiler(family)
     precision = family.precision(precision_name)
     assert family.corner_problems, f"{name} declares no corner problems"
-    if not family.valid(precision, device.info):
-        pytest.skip(f"{device.info.name} can run no variant of {name} in {precision}")
+    if not family.valid(precision, buildable(device.info)):
+        pytest.skip(
+            f"{device.info.name} and this compiler can run no variant of {name} in {precision}"
+        )
     checked, failures = 0, []
     for problem in family.corner_problems:
         with Verifier(device, family, precision, problem) as verifier:
