@@ -41,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "weights",
         type=_names,
-        help="weight formats, separated by commas (default: f16)",
+        help="weight formats, separated by commas: f32, bf16, f16, q8, nf4 (default: f16)",
     )
-    options.add(parser, "activations")
+    options.add(parser, "activations", "threads")
     options.add(
         parser,
         "device",
@@ -87,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("nothing to measure: --pp and --tg are both 0")
     if args.device == CPU and (args.bundle or args.compare_bundle):
         raise UsageError("--device cpu has no kernels: bundles need a Vulkan device")
+    if args.threads and args.device != CPU:
+        raise UsageError("--threads is of --device cpu")
     output = Output(args)
     path = options.model_file(args, output.note)
     _check(path, args.weights)
@@ -153,7 +155,9 @@ def _run_reference(args: argparse.Namespace, path: Path, output: Output) -> list
     with ProgressBar(output, "bench") as bar:
         for weights in args.weights:
             note = _format(weights, args.activations)
-            with load_reference(path, weights=weights, activations=args.activations) as model:
+            with load_reference(
+                path, weights=weights, activations=args.activations, threads=args.threads
+            ) as model:
                 subjects = [Subject("numpy", model)]
                 records += _measure(setting, subjects, note, [known], bar)
     return records

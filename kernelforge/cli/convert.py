@@ -8,6 +8,8 @@ from dataclasses import asdict
 
 from kernelforge.cli.output import Output
 from kernelforge.convert import convert_checkpoint
+from kernelforge_runtime.dtypes import DTYPES
+from kernelforge_runtime.weights import open_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("f32", "f16", "bf16"),
         help="round every float tensor to this (default: each keeps its own)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("q8", "nf4"),
+        help="quantise the matrices that multiply (8.5 or 4.5 bits per weight); embeddings, "
+        "low-rank factors and vectors are written as --dtype says",
     )
     parser.add_argument(
         "--rosa-bits",
@@ -49,11 +57,20 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     notes = {"rosa_bits": args.rosa_bits, "group_norm_eps": args.group_norm_eps}
     given = {name: text for name, text in notes.items() if text is not None}
-    made = convert_checkpoint(args.source, args.destination, args.dtype, given)
+    matrices: tuple[str, ...] = ()
+    if args.weights:
+        from kernelforge_runtime.models.survey import Survey
+
+        with open_checkpoint(args.source) as checkpoint:
+            matrices = Survey(checkpoint).quantisable(DTYPES[args.weights])
+    made = convert_checkpoint(
+        args.source, args.destination, args.dtype, given, args.weights, matrices
+    )
     seconds = time.perf_counter() - started
+    formats = [form for form in (args.weights, args.dtype) if form]
     output.text(
         f"{made.path}: {made.tensors} tensors, {made.nbytes / 1e6:.1f} MB, "
-        + (f"{made.cast} rounded to {args.dtype}, " if args.dtype else "")
+        + (f"{made.cast} rounded to {' and '.join(formats)}, " if formats else "")
         + "".join(f"{name}={text}, " for name, text in given.items())
         + f"{seconds:.1f} s"
     )

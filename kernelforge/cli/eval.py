@@ -73,13 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: the best)",
     )
     options.add(parser, "bundle")
-    options.add(
-        parser,
-        "weights",
-        default=None,
-        help="how weights are kept: f32, bf16 or f16 (default: f16; on the cpu and with ROSA f32)",
-    )
-    options.add(parser, "activations")
+    options.add(parser, "weights", default=None, help=options.LOADED_WEIGHTS)
+    options.add(parser, "activations", "threads")
     parser.add_argument(
         "--tokenizer",
         metavar="T",
@@ -237,10 +232,15 @@ def _loaded(args: argparse.Namespace, slots: int) -> Iterator[Model | Reference]
         if args.bundle:
             raise UsageError("--device cpu runs in NumPy: it has no --bundle")
         with load_reference(
-            args.model, weights=args.weights or "f32", activations=args.activations
+            args.model,
+            weights=args.weights,
+            activations=args.activations,
+            threads=args.threads,
         ) as reference:
             yield reference
         return
+    if args.threads:
+        raise UsageError("--threads is of --device cpu")
     if not Path(args.model).exists():  # said before a device is looked for
         raise ModelError(f"{args.model}: no such file: check the path")
     with open_device(args.device) as device:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 from kernelforge.cli.output import Output
 from kernelforge.cli.state_size import bytes_per_token, state_bytes
-from kernelforge_runtime.dtypes import F32, DType
 from kernelforge_runtime.models import ModelConfig, recognise
 from kernelforge_runtime.models.formats import WEIGHT_FORMATS
+from kernelforge_runtime.models.survey import Survey
 from kernelforge_runtime.models.tuned_state import read_tuned_state
-from kernelforge_runtime.weights import Checkpoint, open_checkpoint
+from kernelforge_runtime.weights import open_checkpoint
 from kernelforge_runtime.weights.checkpoint import check_finite
 
 
@@ -23,7 +22,8 @@ def show_model(path: Path, args: argparse.Namespace, output: Output) -> None:
         tuned = read_tuned_state(checkpoint, config) is not None
         if args.check:
             check_finite(checkpoint)
-        memory = {name: weight_bytes(checkpoint, d) for name, d in WEIGHT_FORMATS.items()}
+        survey = Survey(checkpoint)
+        memory = {name: survey.nbytes(d) for name, d in WEIGHT_FORMATS.items()}
         kind, tensors, metadata = checkpoint.kind, len(checkpoint), checkpoint.metadata
     lora = " ".join(f"{name}={rank}" for name, rank in config.lora.items())
     lines = [
@@ -66,16 +66,6 @@ def show_model(path: Path, args: argparse.Namespace, output: Output) -> None:
             "finite": True if args.check else None,
         }
     )
-
-
-def weight_bytes(checkpoint: Checkpoint, dtype: DType) -> int:
-    """Bytes of all weights with matrices in `dtype` and vectors in f32, without padding."""
-    total = 0
-    for name in checkpoint:
-        shape = [size for size in checkpoint.shape(name) if size != 1]
-        held = dtype if len(shape) > 1 else F32
-        total += held.nbytes(math.prod(shape))
-    return total
 
 
 def _state(config: ModelConfig) -> str:

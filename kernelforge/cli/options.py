@@ -76,13 +76,18 @@ SHARED: dict[str, dict[str, Any]] = {
     "weights": {
         "metavar": "FORMAT",
         "default": "f16",
-        "help": "how weights are kept on the device: f32, bf16 or f16 (default: f16)",
+        "help": "how weights are kept on the device: f32, bf16, f16, q8 or nf4 (default: f16)",
     },
     "activations": {
         "metavar": "FORMAT",
         "default": "f32",
         "help": "type of the residual stream and of what products multiply: f32 or f16 "
         "(default: f32)",
+    },
+    "threads": {
+        "metavar": "N",
+        "type": positive,
+        "help": "of --device cpu, for products of q8 and nf4 weights (default: every core)",
     },
     "family": {"metavar": "NAME", "help": "kernel family, e.g. gemv"},
     "precision": {"metavar": "TYPE", "help": "element type of the weights, e.g. f16"},
@@ -118,6 +123,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     for name, details in COMMON.items():
         if f"--{name}" not in parser._option_string_actions:
             parser.add_argument(f"--{name}", **details)
+
+
+LOADED_WEIGHTS = (
+    "how weights are kept: f32, bf16, f16, q8 or nf4 (default: a quantised file's own; else f16, "
+    "on the cpu and with ROSA f32)"
+)
+"""Help of `--weights` where the model says what is usual."""
 
 
 def model_file(args: argparse.Namespace, note: Callable[[str], None]) -> Path:

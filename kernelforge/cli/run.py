@@ -60,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=_DEVICE,
     )
     options.add(parser, "bundle")
-    options.add(parser, "weights", default=None, help=_WEIGHTS)
-    options.add(parser, "activations")
+    options.add(parser, "weights", default=None, help=options.LOADED_WEIGHTS)
+    options.add(parser, "activations", "threads")
     parser.add_argument(
         "--tokenizer",
         metavar="T",
@@ -77,7 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _DEVICE = "Vulkan device: index, part of its name, or UUID; cpu runs in NumPy (default: the best)"
-_WEIGHTS = "how weights are kept: f32, bf16 or f16 (default: f16; on the cpu and with ROSA f32)"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -162,10 +161,16 @@ def _loaded(args: argparse.Namespace) -> Iterator[tuple[Model | Reference, Kerne
     if args.device == CPU:
         if args.bundle or args.trace:
             raise UsageError("--device cpu runs in NumPy: it has no --bundle and no --trace")
-        weights = args.weights or "f32"
-        with load_reference(args.model, weights=weights, activations=args.activations) as reference:
+        with load_reference(
+            args.model,
+            weights=args.weights,
+            activations=args.activations,
+            threads=args.threads,
+        ) as reference:
             yield reference, None
         return
+    if args.threads:
+        raise UsageError("--threads is of --device cpu")
     if not Path(args.model).exists():  # said before a device is looked for
         raise ModelError(f"{args.model}: no such file: check the path")
     with open_device(args.device) as device:
@@ -187,10 +192,10 @@ def _statistics(
         "activations": model.activations.name,
         "device": "NumPy",
         "state_bytes": model.new_state().nbytes,
+        "device_bytes": model.weight_bytes,
     }
     if isinstance(model, Model):
         stats["device"] = model.device.info.name
-        stats["device_bytes"] = model.weight_bytes
         stats["kernels"] = {match.value: n for match, n in model.matches().items()}
     if kernels is not None:
         stats["bundles"] = [bundle.path for bundle in kernels.bundles]
@@ -201,7 +206,7 @@ def _print_stats(output: Output, stats: dict[str, Any]) -> None:
     output.note(
         f"{stats['version']} {stats['weights']} on {stats['device']}; loaded in "
         f"{stats['load_s']:.2f} s; state {stats['state_bytes'] / 1e6:.2f} MB"
-        + (f"; weights {stats['device_bytes'] / 1e6:.1f} MB" if "device_bytes" in stats else "")
+        f"; weights {stats['device_bytes'] / 1e6:.1f} MB"
     )
     output.note(
         f"prefill {stats['prompt_tokens']:>6} tokens {stats['prefill_s']:8.3f} s "

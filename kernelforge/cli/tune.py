@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to tune: the problems of a model, or of one family")
     what.add_argument("--model", metavar="FILE", help="a .safetensors or .pth file")
     options.add(what, "shape")
-    options.add(what, "weights", help="weight formats to tune for, e.g. f16,bf16 (default: f16)")
+    options.add(what, "weights", help="weight formats to tune for, e.g. f16,q8 (default: f16)")
     options.add(what, "activations")
     what.add_argument(
         "--steps",

@@ -1,13 +1,13 @@
 """Turns a `.pth` or `.safetensors` model into `.safetensors`, rounding its weights if asked.
 
-Names, shapes and metadata stay as they are; torch is not needed. Block-quantised formats and merged
-adapters are other modules' business.
+Names, shapes and metadata stay as they are; torch is not needed. A quantised matrix is two tensors
+of the new file, see `kernelforge_runtime.weights.packed`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from kernelforge.convert.writer import TensorPlan, write_safetensors
 from kernelforge.errors import ConvertError
-from kernelforge_runtime.dtypes import DTYPES, decode, encode
+from kernelforge_runtime.dtypes import DTYPES, QUANTIZED, decode, encode
+from kernelforge_runtime.quantize import K_MULTIPLE, Quantized, dequantize, quantize
 from kernelforge_runtime.weights import Checkpoint, open_checkpoint
+from kernelforge_runtime.weights.packed import METADATA_KEY, SCALE
 
 FORMATS: Final = ("f32", "f16", "bf16")
 _PIECE_ELEMENTS: Final = 1 << 22
@@ -47,6 +49,8 @@ def convert_checkpoint(
     destination: str | os.PathLike[str],
     dtype: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    weights: str | None = None,
+    matrices: Collection[str] = (),
 ) -> Converted:
     """Writes `source` as safetensors; the same source gives the same bytes.
 
@@ -60,6 +64,9 @@ def convert_checkpoint(
             each tensor's own format.
         metadata: texts to add to the source's, or to replace there; what model files ask for is in
             `models.blocks.options`.
+        weights: "q8" or "nf4" for `matrices`; None keeps a quantised source's as they are, unless
+            `dtype` is given.
+        matrices: names of what a model has as whole matrices; see `models.survey`.
 
     Raises:
         ModelError: the source is not a model file, or a damaged one.
@@ -71,31 +78,98 @@ def convert_checkpoint(
     if target.suffix not in (".safetensors", ".st"):
         raise ConvertError(f"{target}: only safetensors is written: end the name in .safetensors")
     with open_checkpoint(source) as checkpoint:
-        plans = []
-        for name in checkpoint:
-            stored = checkpoint.dtype(name)
-            wanted = dtype if dtype is not None and stored in FORMATS else stored
-            plans.append(TensorPlan(name, wanted, checkpoint.shape(name)))
-        wanted_by_name = {plan.name: plan.dtype for plan in plans}
+        wanted = {name: _wanted(checkpoint, name, dtype, weights, matrices) for name in checkpoint}
+        packed = {form for form in wanted.values() if DTYPES.get(form) in QUANTIZED}
+        if weights is not None and weights not in packed:
+            raise ConvertError(
+                f"{checkpoint.path}: has no matrix for {weights}: rows must be whole blocks of "
+                f"{K_MULTIPLE} weights"
+            )
+        if len(packed) > 1:
+            raise ConvertError(
+                f"{checkpoint.path}: would hold {' and '.join(sorted(packed))} at once: convert "
+                "from a file that is not quantised"
+            )
+        plans = [p for name in checkpoint for p in _plans(checkpoint, name, wanted[name])]
+        notes = {k: v for k, v in checkpoint.metadata.items() if k != METADATA_KEY}
+        if packed:
+            notes[METADATA_KEY] = next(iter(packed))
         nbytes = write_safetensors(
             target,
             plans,
-            lambda name: _pieces(checkpoint, name, wanted_by_name[name]),
-            {**_METADATA, **checkpoint.metadata, **(metadata or {})},
+            lambda name: _tensor_pieces(checkpoint, name, wanted),
+            {**_METADATA, **notes, **(metadata or {})},
         )
-        cast = sum(plan.dtype != checkpoint.dtype(plan.name) for plan in plans)
+        cast = sum(form != checkpoint.dtype(name) for name, form in wanted.items())
     return Converted(target, len(plans), nbytes, cast)
+
+
+def _wanted(
+    checkpoint: Checkpoint,
+    name: str,
+    dtype: str | None,
+    weights: str | None,
+    matrices: Collection[str],
+) -> str:
+    """The format of a tensor of the source in the new file."""
+    stored = checkpoint.dtype(name)
+    if weights is not None and name in matrices:
+        return weights
+    floats = stored in FORMATS or DTYPES.get(stored) in QUANTIZED
+    return dtype if dtype is not None and floats else stored
+
+
+def _plans(checkpoint: Checkpoint, name: str, wanted: str) -> Iterator[TensorPlan]:
+    """The tensor as it will be written; of a quantised matrix its words and its scales."""
+    shape, form = checkpoint.shape(name), DTYPES.get(wanted)
+    if form not in QUANTIZED:
+        yield TensorPlan(name, wanted, shape)
+        return
+    rows, k = shape
+    yield TensorPlan(name, "u32", (rows, k * form.bits // 32))
+    yield TensorPlan(name + SCALE, "u32", (rows, k // K_MULTIPLE))
+
+
+def _tensor_pieces(
+    checkpoint: Checkpoint, name: str, wanted: Mapping[str, str]
+) -> Iterator[NDArray[Any]]:
+    """What the new file holds under a name, in row-major order."""
+    matrix = name if name in wanted else name.removesuffix(SCALE)
+    form = DTYPES.get(wanted[matrix])
+    if form not in QUANTIZED:
+        yield from _pieces(checkpoint, matrix, wanted[matrix])
+        return
+    stored = checkpoint.quantized(matrix)
+    if stored is not None and checkpoint.dtype(matrix) == form.name:
+        yield stored.weight if matrix == name else stored.scale
+        return
+    for values in _values(checkpoint, matrix):
+        made = quantize(values.reshape(-1, values.shape[-1]), form, matrix)
+        yield made.weight if matrix == name else made.scale
+
+
+def _values(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[np.float32]]:
+    """The tensor in float32, in pieces."""
+    packed, stored = checkpoint.quantized(name), DTYPES[checkpoint.dtype(name)]
+    if packed is None:
+        for piece in _blocks(checkpoint.raw(name)):
+            yield decode(piece, stored)
+        return
+    rows, k = checkpoint.shape(name)
+    step = max(1, _PIECE_ELEMENTS // k)
+    for first in range(0, rows, step):
+        last = first + step
+        yield dequantize(Quantized(packed.weight[first:last], packed.scale[first:last]), stored)
 
 
 def _pieces(checkpoint: Checkpoint, name: str, wanted: str) -> Iterator[NDArray[Any]]:
     """The tensor in row-major order as `wanted`, a few million elements at a time."""
     stored = checkpoint.dtype(name)
+    if wanted == stored:
+        yield from _blocks(checkpoint.raw(name))
+        return
     overflowed = 0
-    for piece in _blocks(checkpoint.raw(name)):
-        if wanted == stored:
-            yield piece
-            continue
-        values = decode(piece, DTYPES[stored])
+    for values in _values(checkpoint, name):
         with np.errstate(over="ignore"):
             rounded = encode(values, DTYPES[wanted])
         finite = np.isfinite(decode(rounded, DTYPES[wanted]))

@@ -125,7 +125,8 @@ def dequantize(quantized: Quantized, dtype: DType) -> NDArray[np.float32]:
         values = _PAIRS.view(np.complex64).reshape(-1)[data].view(np.float32)
     scale = np.ascontiguousarray(quantized.scale).view(np.float16).astype(np.float32)
     blocks = values.reshape(rows, -1, BLOCK)
-    blocks *= scale[:, :, None]
+    with np.errstate(invalid="ignore"):  # a damaged file's scales
+        blocks *= scale[:, :, None]
     return blocks.reshape(rows, words * 32 // dtype.bits)
 
 

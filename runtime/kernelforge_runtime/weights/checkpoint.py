@@ -8,6 +8,7 @@ Files are taken as hostile: everything a tensor claims is checked when the file 
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import os
 import stat
@@ -21,9 +22,11 @@ from numpy.typing import NDArray
 
 from kernelforge_runtime.dtypes import DTYPES
 from kernelforge_runtime.errors import ModelError
+from kernelforge_runtime.quantize import Quantized, dequantize
 from kernelforge_runtime.weights.entry import TensorEntry
 from kernelforge_runtime.weights.file_kind import HEAD_BYTES, file_kind
 from kernelforge_runtime.weights.lazy_rows import LazyRows
+from kernelforge_runtime.weights.packed import PackedEntry, pair_scales
 from kernelforge_runtime.weights.pth import read_pth
 from kernelforge_runtime.weights.safetensors import read_safetensors
 
@@ -52,12 +55,14 @@ class Checkpoint:
         data: mmap.mmap,
         entries: Mapping[str, TensorEntry],
         metadata: Mapping[str, str] | None = None,
+        packed: Mapping[str, PackedEntry] | None = None,
     ) -> None:
         self.path = path
         self.kind = kind
         self.metadata: Mapping[str, str] = dict(metadata or {})
         self._data: mmap.mmap | None = data
         self._entries = dict(entries)
+        self._packed = dict(packed or {})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,24 +86,44 @@ class Checkpoint:
         return self._entry(name).shape
 
     def dtype(self, name: str) -> str:
-        """Stored format: "f32", "f16" or "bf16"; safetensors may also hold integers ("i8" ...)."""
+        """Stored format: "f32", "f16" or "bf16"; safetensors may also hold integers ("i8" ...).
+
+        Of a quantised matrix "q8" or "nf4"; its shape is then that of the matrix.
+        """
         return self._entry(name).dtype
 
     def nbytes(self, name: str) -> int:
-        """Bytes that the tensor's elements take in the file."""
+        """Bytes that the tensor takes in the file, a quantised matrix' scales included."""
+        if name in self._packed:
+            packed = self._packed[name]
+            return sum(4 * math.prod(e.shape) for e in (packed.weight, packed.scale))
         entry = self._entry(name)
         return int(np.prod(entry.shape, dtype=np.int64)) * entry.stored.itemsize
 
     def raw(self, name: str) -> NDArray[Any]:
         """The stored elements without a copy: read-only, bf16 as uint16.
 
-        A `.pth` tensor may be transposed, so the array need not be contiguous, and a safetensors
-        tensor may lie at an odd address.
+        Of a quantised matrix its words. A `.pth` tensor may be transposed, so the array need not be
+        contiguous, and a safetensors tensor may lie at an odd address.
 
         Raises:
             ModelError: no such tensor, or the checkpoint was closed.
         """
         entry = self._entry(name)
+        return self._view(name, self._packed[name].weight if name in self._packed else entry)
+
+    def quantized(self, name: str) -> Quantized | None:
+        """Words and scales of a quantised matrix without a copy; None of any other tensor.
+
+        Raises:
+            ModelError: the checkpoint was closed.
+        """
+        packed = self._packed.get(name)
+        if packed is None:
+            return None
+        return Quantized(self._view(name, packed.weight), self._view(name, packed.scale))
+
+    def _view(self, name: str, entry: TensorEntry) -> NDArray[Any]:
         if self._data is None:
             raise ModelError(f"{self.path}: {name!r} was asked for after the file was closed")
         itemsize = entry.stored.itemsize
@@ -113,11 +138,14 @@ class Checkpoint:
         )
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """A new contiguous float32 array of the stored values, exactly.
+        """A new contiguous float32 array of the stored values, exactly; quantised ones decoded.
 
         Raises:
             ModelError: no such tensor, not a float tensor, or the checkpoint was closed.
         """
+        found = self.quantized(name)
+        if found is not None:
+            return dequantize(found, self._packed[name].format)
         dtype = self._float_dtype(name)
         raw = self.raw(name)
         if dtype != "bf16":
@@ -198,16 +226,18 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         kind = file_kind(data[:HEAD_BYTES], where)
         metadata: dict[str, str] = {}
+        packed: dict[str, PackedEntry] = {}
         if kind == "pth":
             entries = read_pth(data, len(data), str(where))
         else:
             entries, metadata = read_safetensors(data, len(data), str(where))
+            entries, packed = pair_scales(entries, metadata, str(where))
         if not entries:
             raise ModelError(f"{where}: a {kind} file without tensors: not a model")
     except BaseException:
         data.close()
         raise
-    return Checkpoint(where, kind, data, entries, metadata)
+    return Checkpoint(where, kind, data, entries, metadata, packed)
 
 
 def check_finite(checkpoint: Checkpoint) -> None:
@@ -218,6 +248,9 @@ def check_finite(checkpoint: Checkpoint) -> None:
     """
     for name in checkpoint:
         dtype = checkpoint.dtype(name)
+        found = checkpoint.quantized(name)
+        if found is not None and not np.isfinite(found.scale.view(np.float16)).all():
+            raise ModelError(f"{checkpoint.path}: tensor {name!r} has an infinite scale: damaged")
         if dtype not in FLOATS:
             continue
         raw = checkpoint.raw(name)

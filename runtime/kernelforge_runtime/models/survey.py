@@ -1,0 +1,119 @@
+"""What a model hands to an op set, found out from its file's shapes: no weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelforge_runtime.dtypes import F32, QUANTIZED, DType
+from kernelforge_runtime.models.registry import recognise
+from kernelforge_runtime.ops.vocabulary import LazyRows, Part
+from kernelforge_runtime.quantize import BLOCK, K_MULTIPLE, matrix_format, table_format
+from kernelforge_runtime.weights import Checkpoint
+
+
+@dataclass(frozen=True)
+class Multiplied:
+    """One weight of a stack.
+
+    Attributes:
+        name: in the file.
+        shape: [rows, k], as it multiplies.
+        as_stored: whether the file holds just these rows: not transposed, nothing added.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    as_stored: bool
+
+
+class Survey:
+    """Takes weights as an op set does, and only notes what they are.
+
+    Attributes:
+        stacks: of every matrix its parts.
+        tables: [V, C] of every embedding table; tables that stay in the file are left out.
+        vectors: elements of what stays float32.
+    """
+
+    activations = F32
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        file = recognise(checkpoint)
+        self.stacks: list[tuple[Multiplied, ...]] = []
+        self.tables: list[tuple[int, ...]] = []
+        self.vectors = 0
+        self._handed: dict[str, NDArray[np.float32]] = {}
+        shapes = _Shapes(checkpoint, self._handed)
+        file.load(self, shapes, file.read_config(checkpoint))  # type: ignore[arg-type]
+
+    def vector(self, values: NDArray[np.float32]) -> None:
+        """Notes a small tensor."""
+        self.vectors += values.size
+
+    def matrix(self, parts: Sequence[Part], min_rows: int = 0) -> None:
+        """Notes a stack."""
+        self.stacks.append(
+            tuple(Multiplied(p.name, p.weight.shape, self._is_stored(p)) for p in parts)
+        )
+
+    def table(self, name: str, rows: NDArray[np.float32]) -> None:
+        """Notes an embedding table."""
+        self.tables.append(rows.shape)
+
+    def host_tables(self, tables: Sequence[LazyRows]) -> None:
+        """They take no memory."""
+
+    def _is_stored(self, part: Part) -> bool:
+        stored = self._handed.get(part.name)
+        return (
+            stored is not None
+            and stored.shape == part.weight.shape
+            and stored.strides == part.weight.strides
+            and np.may_share_memory(stored, part.weight)
+        )
+
+    def quantisable(self, weights: DType) -> tuple[str, ...]:
+        """Tensors of the file that a model kept in q8 or nf4 has as whole quantised matrices."""
+        return tuple(
+            part.name
+            for stack in self.stacks
+            if matrix_format(weights, _widest(stack)) in QUANTIZED
+            for part in stack
+            if part.as_stored and part.shape[1] % K_MULTIPLE == 0
+        )
+
+    def nbytes(self, weights: DType) -> int:
+        """Bytes of the model's weights in a format, scales included, without padding."""
+        total = F32.nbytes(self.vectors)
+        for stack in self.stacks:
+            form = matrix_format(weights, _widest(stack))
+            elements = sum(int(np.prod(part.shape)) for part in stack)
+            scales = 2 * elements // BLOCK if form in QUANTIZED else 0
+            total += form.nbytes(elements) + scales
+        form = table_format(weights)
+        return total + sum(form.nbytes(int(np.prod(shape))) for shape in self.tables)
+
+
+def _widest(stack: Sequence[Multiplied]) -> int:
+    return max(part.shape[1] for part in stack)
+
+
+class _Shapes(Checkpoint):
+    """A checkpoint whose tensors are zeros, which take next to no memory."""
+
+    def __init__(self, real: Checkpoint, handed: dict[str, NDArray[np.float32]]) -> None:
+        self.path, self.kind = real.path, real.kind
+        self.metadata: Mapping[str, str] = real.metadata
+        self._data, self._entries, self._packed = real._data, real._entries, real._packed
+        self._handed = handed
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """Zeros of the tensor's shape, one element along every dimension but the first."""
+        shape = self.shape(name)
+        least = np.zeros((*shape[:1], *(1 for _ in shape[1:])), np.float32)
+        self._handed[name] = np.broadcast_to(least, shape)
+        return self._handed[name]
