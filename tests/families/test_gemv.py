@@ -24,7 +24,7 @@ BUTTERFLY = {"REDUCE": "butterfly", "WORKGROUP": 4, "LANES": 4, "ROWS": 8}
 
 
 def test_every_block_of_32_rows_has_its_own_input_and_epilogue(device, rng):
-    problem = Problem(M=32 * 5, K=64, S=3, X=32, Y=32)
+    problem = Problem(M=32 * 5, K=64, S=3, T=1, X=32, Y=32)
     given = GEMV.inputs(problem, F32, rng)
     given["route"][:, 0] = [128, 0, 64, 0, 32]  # the last one straddles two inputs
     given["route"][:, 2] = [route_code(name) for name in ACTIVATIONS]
@@ -36,23 +36,23 @@ def test_every_block_of_32_rows_has_its_own_input_and_epilogue(device, rng):
 
 
 def test_all_reductions_agree_on_sums_that_are_exact(device, rng):
-    problem = Problem(M=96, K=544, S=1, X=32, Y=32)
+    problem = Problem(M=96, K=544, S=1, T=1, X=32, Y=32)
     given = GEMV.inputs(problem, F32, rng)
     given["weight"] = rng.integers(-8, 9, (96, 544)).astype(np.float32)
-    given["in_x"] = rng.integers(-8, 9, (1, 544)).astype(np.float32)
+    given["in_x"] = rng.integers(-8, 9, (1, 1, 544)).astype(np.float32)
     given["route"][:, 2] = route_code(add=True)
-    given["out_y"] = rng.integers(-8, 9, 96).astype(np.float32)
-    exact = given["weight"] @ given["in_x"][0] + given["out_y"]
+    given["out_y"] = rng.integers(-8, 9, (1, 96)).astype(np.float32)
+    exact = given["weight"] @ given["in_x"][0, 0] + given["out_y"][0]
     tried = variants(GEMV, F32, device, problem, *SHAPES)
     assert len({p["REDUCE"] for p in tried}) == 3
     for params in tried:
-        found = run(device, GEMV, F32, params, problem, given)["out_y"]
+        found = run(device, GEMV, F32, params, problem, given)["out_y"][0]
         np.testing.assert_array_equal(found, exact, str(params))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_saturate_without_overflow(device, activation):
-    problem = Problem(M=32, K=32, S=1, X=32, Y=32)
+    problem = Problem(M=32, K=32, S=1, T=1, X=32, Y=32)
     values = np.linspace(-120, 120, 32, dtype=np.float32)
     weight = np.zeros((32, 32), np.float32)
     weight[:, 0] = values
@@ -64,7 +64,7 @@ def test_activations_saturate_without_overflow(device, activation):
         "out_y": np.ones(32, np.float32),
     }
     for params in variants(GEMV, F32, device, problem):
-        found = run(device, GEMV, F32, params, problem, given)["out_y"]
+        found = run(device, GEMV, F32, params, problem, given)["out_y"][0]
         sums = values[None].astype(np.float64)
         (expected,) = epilogue(given["route"][0], sums, np.ones((1, 32)), np.zeros(32))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -82,7 +82,7 @@ COMBINATIONS = [
 
 @pytest.mark.parametrize(("x", "y"), WIDTHS)
 def test_every_combination_of_an_epilogue_s_parts_holds_side_by_side(device, rng, x, y):
-    problem = Problem(M=32 * len(COMBINATIONS), K=32, S=2, X=x, Y=y)
+    problem = Problem(M=32 * len(COMBINATIONS), K=32, S=2, T=1, X=x, Y=y)
     given = GEMV.inputs(problem, F32, rng)
     given["route"][:, 2] = [route_code(*parts) for parts in COMBINATIONS]
     expected = GEMV.oracle(problem, F32, given, {})
@@ -96,29 +96,29 @@ def test_every_combination_of_an_epilogue_s_parts_holds_side_by_side(device, rng
 def test_inputs_and_outputs_of_either_width_are_exact_in_every_load_width(
     device, rng, precision, x, y
 ):
-    problem = Problem(M=64, K=96, S=2, X=x, Y=y)
+    problem = Problem(M=64, K=96, S=2, T=1, X=x, Y=y)
     weight = rng.integers(-4, 5, (64, 96)).astype(np.float32)
     given = GEMV.inputs(problem, precision, rng)
     given["weight"] = encode(weight, precision)
-    given["in_x"] = rng.integers(-4, 5, (2, 96)).astype(given["in_x"].dtype)
+    given["in_x"] = rng.integers(-4, 5, (2, 1, 96)).astype(given["in_x"].dtype)
     given["route"][:] = [[96, 96, 0, 0], [0, 96, route_code(add=True), 0]]
-    given["out_y"] = rng.integers(-8, 9, 64).astype(given["out_y"].dtype)
-    exact = np.concatenate([weight[:32] @ given["in_x"][1], weight[32:] @ given["in_x"][0]])
-    exact[32:] += given["out_y"][32:]
+    given["out_y"] = rng.integers(-8, 9, (1, 64)).astype(given["out_y"].dtype)
+    exact = np.concatenate([weight[:32] @ given["in_x"][1, 0], weight[32:] @ given["in_x"][0, 0]])
+    exact[32:] += given["out_y"][0, 32:]
     changes = ({"VEC": 1}, {"VEC": 2}, {"VEC": 4, "ADDRESS": True}, *SHAPES, BUTTERFLY)
     for params in variants(GEMV, precision, device, problem, *changes):
-        found = run(device, GEMV, precision, params, problem, given)["out_y"]
+        found = run(device, GEMV, precision, params, problem, given)["out_y"][0]
         np.testing.assert_array_equal(found.astype(np.float32), exact, str(params))
 
 
 def test_a_16_bit_output_becomes_infinite_where_the_sum_is_too_large(device):
-    problem = Problem(M=32, K=32, S=1, X=32, Y=16)
+    problem = Problem(M=32, K=32, S=1, T=1, X=32, Y=16)
     values = np.resize(np.array([1e6, -1e6, 65504, -65504, 7e4, 1.0], np.float32), 32)
     given = {**diagonal(values, F32), "out_y": np.zeros(32, np.float16)}
-    expected = GEMV.oracle(problem, F32, given, {})["out_y"]
+    expected = GEMV.oracle(problem, F32, given, {})["out_y"][0]
     assert np.isinf(expected[[0, 1, 4]]).all() and np.isfinite(expected[[2, 3, 5]]).all()
     for params in variants(GEMV, F32, device, problem):
-        found = run(device, GEMV, F32, params, problem, given)["out_y"]
+        found = run(device, GEMV, F32, params, problem, given)["out_y"][0]
         if device.info.slug == "swiftshader":  # it makes NaN of what is too large for a half
             found = np.where(np.isnan(found) & np.isinf(expected), expected, found)
         np.testing.assert_array_equal(found, expected, str(params))
@@ -126,13 +126,13 @@ def test_a_16_bit_output_becomes_infinite_where_the_sum_is_too_large(device):
 
 def test_aux_and_the_old_y_are_read_only_where_the_code_asks(device, rng):
     """A NaN in either would show; the aux offset of plain blocks even lies behind the buffer."""
-    problem = Problem(M=64, K=32, S=1, X=32, Y=32)
+    problem = Problem(M=64, K=32, S=1, T=1, X=32, Y=32)
     given = GEMV.inputs(problem, F32, rng)
     given["aux"][:] = given["out_y"][:] = np.nan
     given["route"][:, 2] = [0, route_code("silu", halve=True)]
     given["route"][:, 3] = 2**20
     for params in variants(GEMV, F32, device, problem, *SHAPES):
-        found = run(device, GEMV, F32, params, problem, given)["out_y"]
+        found = run(device, GEMV, F32, params, problem, given)["out_y"][0]
         assert np.isfinite(found).all(), params
 
 
@@ -154,10 +154,10 @@ def test_f16_normal_values_up_to_the_largest_are_exact(device, unpack):
     edges = np.array([65504, 1, 2**-14, 1 + 2**-10, 0.333251953125, 2**-13 - 2**-24, 0.0, 1000])
     values = np.concatenate([edges, -edges, edges * 0.5, -0.0 * edges]).astype(np.float16)
     values[16:][np.abs(values[16:]) < 2**-14] = 0  # halves that would be subnormal
-    problem = Problem(M=32, K=32, S=1, X=32, Y=32)
+    problem = Problem(M=32, K=32, S=1, T=1, X=32, Y=32)
     given = diagonal(values.astype(np.float32), F16)
     for params in variants(GEMV, F16, device, problem, {"VEC": 1}, {"VEC": 2}):
-        found = run(device, GEMV, F16, {**params, "UNPACK": unpack}, problem, given)["out_y"]
+        found = run(device, GEMV, F16, {**params, "UNPACK": unpack}, problem, given)["out_y"][0]
         np.testing.assert_array_equal(found, values.astype(np.float32), str(params))
 
 
@@ -167,28 +167,28 @@ def test_f16_subnormals_are_exact(device, unpack):
         pytest.skip(f"{device.info.name} need not keep the float32 subnormals that shifting makes")
     bits = np.array([1, 2, 3, 0x200, 0x3FF, 0x400, 0x8001, 0x83FF] * 4, np.uint16)
     values = bits.view(np.float16).astype(np.float32)
-    problem = Problem(M=32, K=32, S=1, X=32, Y=32)
+    problem = Problem(M=32, K=32, S=1, T=1, X=32, Y=32)
     for params in variants(GEMV, F16, device, problem):
         given = diagonal(values, F16)
-        found = run(device, GEMV, F16, {**params, "UNPACK": unpack}, problem, given)["out_y"]
+        found = run(device, GEMV, F16, {**params, "UNPACK": unpack}, problem, given)["out_y"][0]
         np.testing.assert_array_equal(found, values, str(params))
 
 
 def test_bf16_weights_are_exact_over_their_whole_range(device, rng):
     values = decode(rng.integers(0x0100, 0x7E00, 32).astype(np.uint16), BF16)
     values[::2] *= -1
-    problem = Problem(M=32, K=32, S=1, X=32, Y=32)
+    problem = Problem(M=32, K=32, S=1, T=1, X=32, Y=32)
     for params in variants(GEMV, BF16, device, problem, {"VEC": 1}, {"ADDRESS": True}):
-        found = run(device, GEMV, BF16, params, problem, diagonal(values, BF16))["out_y"]
+        found = run(device, GEMV, BF16, params, problem, diagonal(values, BF16))["out_y"][0]
         np.testing.assert_array_equal(found, values, str(params))
 
 
 def test_a_nan_in_one_input_stays_out_of_blocks_that_do_not_read_it(device, rng):
-    problem = Problem(M=64, K=64, S=2, X=32, Y=32)
+    problem = Problem(M=64, K=64, S=2, T=1, X=32, Y=32)
     given = GEMV.inputs(problem, F32, rng)
     given["in_x"][1] = np.nan
     given["route"][:, 0], given["route"][:, 2] = [0, 64], 0
     for params in variants(GEMV, F32, device, problem, *SHAPES[:3]):
-        found = run(device, GEMV, F32, params, problem, given)["out_y"]
+        found = run(device, GEMV, F32, params, problem, given)["out_y"][0]
         assert np.isfinite(found[:32]).all()
         assert np.isnan(found[32:]).all()

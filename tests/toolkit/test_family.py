@@ -101,8 +101,8 @@ def test_a_problem_of_other_dimensions_is_refused():
 
 def test_a_problem_is_completed_with_the_family_s_defaults_in_the_family_s_order():
     gemv = get_family("gemv")
-    assert str(gemv.completed(Problem(K=64, M=32))) == "M32.K64.S1.X32.Y32"
-    assert str(gemv.completed(Problem(Y=16, M=32, K=64, S=2))) == "M32.K64.S2.X32.Y16"
+    assert str(gemv.completed(Problem(K=64, M=32))) == "M32.K64.S1.T1.X32.Y32"
+    assert str(gemv.completed(Problem(Y=16, M=32, K=64, S=2))) == "M32.K64.S2.T1.X32.Y16"
     assert "needs the dimensions" in gemv.refuses(gemv.completed(Problem(M=32, T=2)))
 
 

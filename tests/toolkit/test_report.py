@@ -206,7 +206,7 @@ def test_kernel_without_a_good_default_has_no_speedup():
 
 
 def test_bundle_alone_is_reported_too():
-    family, problem = get_family("gemv"), Problem(K=64, M=32, S=1, Y=32, X=32)
+    family, problem = get_family("gemv"), Problem(K=64, M=32, S=1, T=1, Y=32, X=32)
     params = family.default(F16, GENERIC, problem)
     entry = Entry(
         "gemv", "f16", problem, family.variant(F16, params).name, family.signature(F16, params),
