@@ -70,13 +70,13 @@ class DeviceWeights:
 
     def matrix(self, parts: Sequence[Part], min_rows: int = 0) -> DeviceMatrix:
         """Packs and uploads a stack of weights."""
-        k = _padded(max(p.weight.shape[1] for p in parts), K_MULTIPLE)
+        widest = max(p.weight.shape[1] for p in parts)
+        k, form = _padded(widest, K_MULTIPLE), matrix_format(self.format, widest)
         places, rows = [], 0
         for part in parts:
             places.append((rows, len(part.weight), part.without_weight()))
             rows += _padded(len(part.weight), ROUTE_ROWS)
         rows = _padded(max(rows, min_rows), ROUTE_ROWS)
-        form = matrix_format(self.format, k)
         if form.nbytes(rows * k) > self.arena.device.info.max_storage_buffer:
             # It goes in pages, token by token: every token's row of outputs must be bindable.
             rows = _padded(rows, ALIGNMENT // 4)
