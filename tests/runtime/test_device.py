@@ -1,6 +1,7 @@
 """Devices: listed, chosen by name, opened, and what they refuse."""
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -113,6 +114,16 @@ def test_a_device_says_what_kernels_ask_of_it(device):
     assert len(info.device_uuid) == len(info.pipeline_cache_uuid) == 32
     assert info.memory_bytes > 1 << 20
     assert type(info).from_json(info.to_json()) == info
+    assert ("cooperative_matrix" in info.features) == bool(info.cooperative_shapes)
+
+
+def test_cooperative_shapes_are_written_and_may_be_missing_in_what_was_written_before(llvmpipe):
+    shapes = ((16, 16, 16, "f16", "f16", "f32", "f32"), (8, 8, 32, "i8", "i8", "i32", "i32"))
+    info = dataclasses.replace(llvmpipe.info, cooperative_shapes=shapes)
+    written = json.loads(json.dumps(info.to_json()))
+    assert type(info).from_json(written) == info
+    del written["cooperative_shapes"]
+    assert type(info).from_json(written).cooperative_shapes == ()
 
 
 RESULTS = {

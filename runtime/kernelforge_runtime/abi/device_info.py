@@ -22,6 +22,10 @@ FEATURES = (
 """Every feature name that a kernel may require."""
 
 
+CooperativeShape = tuple[int, int, int, str, str, str, str]
+"""Cooperative matrices D = A B + C of a subgroup: m, n, k, and the element types of A, B, C, D."""
+
+
 @dataclass(frozen=True)
 class DeviceInfo:
     """One physical device as the kernels see it. Sizes in bytes, periods in ns."""
@@ -50,6 +54,7 @@ class DeviceInfo:
     timestamp_bits: int
     memory_bytes: int
     features: frozenset[str]
+    cooperative_shapes: tuple[CooperativeShape, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -66,11 +71,17 @@ class DeviceInfo:
         for key, value in data.items():
             if isinstance(value, tuple):
                 data[key] = list(value)
+        data["cooperative_shapes"] = [list(shape) for shape in self.cooperative_shapes]
         return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DeviceInfo:
-        """Reads what `to_json` wrote; KeyError or TypeError for a wrong form."""
+        """Reads what `to_json` wrote; KeyError or TypeError for a wrong form.
+
+        Cooperative shapes may be missing: they were not always written.
+        """
+        shapes = data.get("cooperative_shapes", [])
+        data = {**data, "cooperative_shapes": [tuple(shape) for shape in shapes]}
         known = {f.name: data[f.name] for f in fields(cls)}
         for key, value in known.items():
             if isinstance(value, list):

@@ -13,7 +13,11 @@ from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.errors import DeviceError
 from kernelforge_runtime.vk.buffer import Buffer
 from kernelforge_runtime.vk.loader import Instance, check
-from kernelforge_runtime.vk.physical import PhysicalDevice, enumerate_physical
+from kernelforge_runtime.vk.physical import (
+    COOPERATIVE_MATRIX,
+    PhysicalDevice,
+    enumerate_physical,
+)
 from kernelforge_runtime.vk.pipeline import Pipeline
 from kernelforge_runtime.vk.pipeline_cache import PipelineCache
 from kernelforge_runtime.vk.staging import Staging
@@ -92,9 +96,15 @@ class Device:
                 sizes.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES
             sizes.subgroupSizeControl = 1
             v12.pNext = sizes
+        matrices = ffi.new("VkPhysicalDeviceCooperativeMatrixFeaturesKHR*")
+        matrices.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR
+        matrices.cooperativeMatrix, matrices.pNext = 1, v11
+        if "cooperative_matrix" in offered:
+            extensions.append(ffi.new("char[]", COOPERATIVE_MATRIX.encode()))
+            v12.vulkanMemoryModel = 1
         features = ffi.new("VkPhysicalDeviceFeatures2*")
         features.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2
-        features.pNext = v11
+        features.pNext = matrices if "cooperative_matrix" in offered else v11
         features.features.shaderInt64 = "int64" in offered
         if "VK_KHR_portability_subset" in self.physical.extensions:
             extensions.append(ffi.new("char[]", b"VK_KHR_portability_subset"))

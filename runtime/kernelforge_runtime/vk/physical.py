@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernelforge_runtime.abi.device_info import DeviceInfo
+from kernelforge_runtime.abi.device_info import CooperativeShape, DeviceInfo
 from kernelforge_runtime.vk.loader import Instance, check
 
 _TYPES = {0: "other", 1: "integrated", 2: "discrete", 3: "virtual", 4: "cpu"}
@@ -14,6 +14,10 @@ _SUBGROUP_BITS = {
     "subgroup_clustered": 0x40,
 }
 _COMPUTE_STAGE = 0x20
+_SUBGROUP_SCOPE = 3
+_COMPONENTS = {0: "f16", 1: "f32", 2: "f64", 3: "i8", 5: "i32", 7: "u8", 9: "u32"}
+"""VkComponentTypeKHR by its number, as far as devices multiply them."""
+COOPERATIVE_MATRIX = "VK_KHR_cooperative_matrix"
 
 
 class PhysicalDevice:
@@ -27,6 +31,7 @@ class PhysicalDevice:
 
     def __init__(self, instance: Instance, handle: Any) -> None:
         self.ffi, self.lib, self.handle = instance.ffi, instance.lib, handle
+        self._instance = instance
         self.extensions = self._extensions()
         self.queue_family, timestamp_bits = self._queue_family()
         self.memory_types, heaps = self._memory()
@@ -101,6 +106,9 @@ class PhysicalDevice:
         if subgroup.supportedStages & _COMPUTE_STAGE:
             operations = int(subgroup.supportedOperations)
             features |= {n for n, bits in _SUBGROUP_BITS.items() if operations & bits == bits}
+        shapes = self._cooperative_shapes() if "cooperative_matrix" in features else ()
+        if not shapes:
+            features.discard("cooperative_matrix")
         stages = int(size_control.requiredSubgroupSizeStages) if controlled else 0
         if not stages & _COMPUTE_STAGE:
             features.discard("subgroup_size_control")
@@ -129,6 +137,7 @@ class PhysicalDevice:
             timestamp_bits=timestamp_bits,
             memory_bytes=memory_bytes,
             features=frozenset(features),
+            cooperative_shapes=shapes,
         )
 
     def _features(self, version: int) -> list[str]:
@@ -150,12 +159,18 @@ class PhysicalDevice:
             v12.pNext = v13
         elif "VK_EXT_subgroup_size_control" in self.extensions:
             v12.pNext = sizes
+        matrices = ffi.new("VkPhysicalDeviceCooperativeMatrixFeaturesKHR*")
+        matrices.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR
+        matrices.pNext = v11
+        cooperative = COOPERATIVE_MATRIX in self.extensions
         all_features = ffi.new("VkPhysicalDeviceFeatures2*")
         all_features.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2
-        all_features.pNext = v11
+        all_features.pNext = matrices if cooperative else v11
         lib.vkGetPhysicalDeviceFeatures2(self.handle, all_features)
         offered = {
             "buffer_device_address": v12.bufferDeviceAddress,
+            # Cooperative matrices are defined under the Vulkan memory model only.
+            "cooperative_matrix": matrices.cooperativeMatrix and v12.vulkanMemoryModel,
             "float16": v12.shaderFloat16,
             "int8": v12.shaderInt8,
             "int64": all_features.features.shaderInt64,
@@ -166,6 +181,35 @@ class PhysicalDevice:
             else sizes.subgroupSizeControl,
         }
         return [name for name, value in offered.items() if value]
+
+    def _cooperative_shapes(self) -> tuple[CooperativeShape, ...]:
+        """What the device multiplies as matrices of a subgroup, in compute shaders."""
+        ffi, lib = self.ffi, self.lib
+        stages = ffi.new("VkPhysicalDeviceCooperativeMatrixPropertiesKHR*")
+        stages.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_PROPERTIES_KHR
+        properties = ffi.new("VkPhysicalDeviceProperties2*")
+        properties.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2
+        properties.pNext = stages
+        lib.vkGetPhysicalDeviceProperties2(self.handle, properties)
+        if not stages.cooperativeMatrixSupportedStages & _COMPUTE_STAGE:
+            return ()
+        ask = self._instance.procedure("vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR")
+        count, doing = ffi.new("uint32_t*"), "listing cooperative matrices"
+        check(ask(self.handle, count, ffi.NULL), doing)
+        found = ffi.new("VkCooperativeMatrixPropertiesKHR[]", max(count[0], 1))
+        for entry in found:
+            entry.sType = lib.VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR
+        check(ask(self.handle, count, found), doing)
+        shapes: list[CooperativeShape] = []
+        for entry in found[0 : count[0]]:
+            kinds = [int(getattr(entry, f"{name}Type")) for name in ("A", "B", "C", "Result")]
+            if int(entry.scope) != _SUBGROUP_SCOPE or entry.saturatingAccumulation:
+                continue
+            if all(kind in _COMPONENTS for kind in kinds):
+                a, b, c, result = (_COMPONENTS[kind] for kind in kinds)
+                sizes = int(entry.MSize), int(entry.NSize), int(entry.KSize)
+                shapes.append((*sizes, a, b, c, result))
+        return tuple(shapes)
 
 
 def enumerate_physical(instance: Instance) -> list[PhysicalDevice]:
