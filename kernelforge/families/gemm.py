@@ -5,27 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from kernelforge.choices import (
-    ADDRESS,
-    activation_bits,
-    activation_type,
-    addressing,
-    epilogue,
-    random_route,
-    refuses_matrices,
-    stored,
+from kernelforge.choices import ADDRESS, activation_bits, addressing, refuses_matrices
+from kernelforge.family import KernelFamily
+from kernelforge.products import (
+    PRODUCT_CONSTANTS,
+    PRODUCT_DIMS,
+    product_bindings,
+    product_cost,
+    product_inputs,
+    product_oracle,
 )
-from kernelforge.family import Arrays, KernelFamily
-from kernelforge.matrices import random_weight, weight_bindings, weight_bits, weight_values
 from kernelforge.space import Choice, Constraint, Flag, Space
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ROUTE_ROWS
-from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
-from kernelforge_runtime.dtypes import BF16, F16, F32, NF4, Q8, U32, DType
+from kernelforge_runtime.abi.signature import Signature
+from kernelforge_runtime.dtypes import BF16, F16, F32, NF4, Q8, DType
 
 
 def _rows(p: Mapping[str, Any]) -> int:
@@ -35,21 +30,15 @@ def _rows(p: Mapping[str, Any]) -> int:
 
 def _shared_bytes(p: Mapping[str, Any]) -> int:
     """Of both tiles and the 16 levels that nf4 keeps beside them."""
-    return 4 * (p["BK"] * (p["BM"] + p["BT"] + 2 * p["PAD"]) + 16)
+    return int(4 * (p["BK"] * (p["BM"] + p["BT"] + 2 * p["PAD"]) + 16))
 
 
 def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     """Bindings, grid and workgroup of one variant."""
     tiled = p["FORM"] == "tile"
     return Signature(
-        bindings=(
-            *weight_bindings(precision),
-            Binding("in_x", activation_type(p, "X"), ("S", "T", "K")),
-            Binding("route", U32, (f"M/{ROUTE_ROWS}", 4)),
-            Binding("aux", F32, ("M",)),
-            Binding("out_y", activation_type(p, "Y"), ("T", "M"), "readwrite"),
-        ),
-        push_constants=(PushConstant("M"), PushConstant("K"), PushConstant("T")),
+        bindings=product_bindings(precision, p),
+        push_constants=PRODUCT_CONSTANTS,
         grid=Grid(x=(CeilDiv("M", _rows(p)),), y=(CeilDiv("T", p["BT"] if tiled else p["TT"]),)),
         workgroup=p["WORKGROUP"],
         subgroup=0 if tiled else p["WORKGROUP"],
@@ -59,55 +48,17 @@ def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     )
 
 
-def inputs(problem: Problem, precision: DType, rng: np.random.Generator) -> Arrays:
-    """Weights of a trained model's size, S inputs of T tokens, a random route per 32 rows."""
-    m, k, s, t = (problem[d] for d in "MKST")
-    x_type, y_type = (activation_type(problem, d) for d in "XY")
-    return {
-        **random_weight(m, k, precision, rng),
-        "in_x": rng.standard_normal((s, t, k), dtype=np.float32).astype(x_type.np),
-        "route": random_route(m, t, s, t * k, k, rng),
-        "aux": rng.standard_normal(m, dtype=np.float32),
-        "out_y": rng.standard_normal((t, m), dtype=np.float32).astype(y_type.np),
-    }
-
-
-def oracle(
-    problem: Problem,
-    precision: DType,
-    given: Mapping[str, NDArray[Any]],
-    constants: Mapping[str, float],
-) -> Arrays:
-    """The product in float64, block by block, with each block's epilogue."""
-    t, k = problem["T"], problem["K"]
-    weight, x = weight_values(given, precision), given["in_x"].reshape(-1)
-    out = given["out_y"].astype(np.float64)
-    for block, way in enumerate(given["route"]):
-        rows = slice(block * ROUTE_ROWS, (block + 1) * ROUTE_ROWS)
-        starts = int(way[0]) + np.arange(t) * int(way[1])
-        x_block = x[starts[:, None] + np.arange(k)].astype(np.float64)
-        value = x_block @ weight[rows].astype(np.float64).T
-        out[:, rows] = epilogue(way, value, out[:, rows], given["aux"])
-    return {"out_y": stored(out, activation_type(problem, "Y"))}
-
-
-def cost(problem: Problem, precision: DType) -> tuple[float, float]:
-    """(flops, bytes): every operand once."""
-    m, k, s, t, x, y = (problem[d] for d in "MKSTXY")
-    return 2.0 * m * k * t, (m * k * weight_bits(precision) + t * (k * s * x + 2 * m * y)) / 8
-
-
-_WIDE = {"VEC": 4, "PAD": 4, "PREFETCH": False, "STRIP": 0, "GROUP": 0}
+_WIDE: dict[str, int | str] = {"VEC": 4, "PAD": 4, "PREFETCH": False, "STRIP": 0, "GROUP": 0}
 """What tiles of more than 32 rows alone vary, and its value elsewhere."""
-_NARROW = {"UNPACK": "half"}
+_NARROW: dict[str, int | str] = {"UNPACK": "half"}
 """What those do not vary: integer operations are a way around slow conversions in software."""
 _TILE = {"BM": 32, "BT": 32, "BK": 32}
 """What tiles alone vary."""
 
 
 def _only_where_it_matters(p: Mapping[str, Any]) -> bool:
-    fixed = _TILE if p["FORM"] == "broadcast" else {}
-    fixed = {**fixed, **(_WIDE if p["FORM"] == "broadcast" or p["BM"] <= 32 else _NARROW)}
+    fixed: dict[str, int | str] = dict(_TILE if p["FORM"] == "broadcast" else {})
+    fixed |= _WIDE if p["FORM"] == "broadcast" or p["BM"] <= 32 else _NARROW
     return all(p[name] == value for name, value in fixed.items())
 
 
@@ -142,7 +93,7 @@ def _most_sums(p: Mapping[str, Any]) -> int:
 GEMM = KernelFamily(
     name="gemm",
     template="gemm.comp.j2",
-    dims=("M", "K", "S", "T", "X", "Y"),
+    dims=PRODUCT_DIMS,
     precisions=(F16, BF16, F32, Q8, NF4),
     space=Space(
         Choice(
@@ -199,9 +150,9 @@ GEMM = KernelFamily(
         ),
     ),
     signature=signature,
-    inputs=inputs,
-    oracle=oracle,
-    cost=cost,
+    inputs=product_inputs,
+    oracle=product_oracle,
+    cost=product_cost,
     corner_problems=(
         Problem(M=32, K=32, S=1, T=1, X=32, Y=32),
         Problem(M=96, K=64, S=3, T=5, X=32, Y=32),

@@ -1,0 +1,140 @@
+"""gemm_coop: gemm by the device's cooperative matrices, with float16 products."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kernelforge.choices import (
+    ADDRESS,
+    activation_bits,
+    addressing,
+    refuses_matrices,
+)
+from kernelforge.family import KernelFamily
+from kernelforge.products import (
+    PRODUCT_CONSTANTS,
+    PRODUCT_DIMS,
+    product_bindings,
+    product_cost,
+    product_inputs,
+    product_oracle,
+)
+from kernelforge.space import Choice, Constraint, Flag, Space
+from kernelforge_runtime.abi.device_info import DeviceInfo
+from kernelforge_runtime.abi.grid import CeilDiv, Grid
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.signature import Signature
+from kernelforge_runtime.dtypes import BF16, F16, NF4, Q8, DType
+
+TOLERANCE = 128.0
+"""Weights and x lose what float16 cannot hold: a relative 2^-12 of each product, or 1.4 times that
+where both do, and 4.5 times that for the worst of many sums. The tolerance of a sum of 64 products,
+the shortest, is 2^-16."""
+
+
+def _subgroups(p: Mapping[str, Any]) -> int:
+    return int(p["BM"] // p["WM"] * (p["BT"] // p["WT"]))
+
+
+def _matrix(p: Mapping[str, Any]) -> tuple[int, int, int]:
+    m, n, k = (int(size) for size in p["SHAPE"].split("x"))
+    return m, n, k
+
+
+def _sums(p: Mapping[str, Any]) -> int:
+    """Elements of one matrix of sums."""
+    m, n, _ = _matrix(p)
+    return m * n
+
+
+def _shared_bytes(p: Mapping[str, Any]) -> int:
+    """Both tiles of halves, a matrix of sums per subgroup, and the 16 levels of nf4."""
+    return int(2 * (p["BM"] + p["BT"]) * (p["BK"] + 8) + 4 * (_subgroups(p) * _sums(p) + 16))
+
+
+def _is_offered(p: Mapping[str, Any], device: DeviceInfo) -> bool:
+    return (*_matrix(p), "f16", "f16", "f32", "f32") in device.cooperative_shapes
+
+
+def _divides(p: Mapping[str, Any]) -> bool:
+    m, n, k = _matrix(p)
+    whole = p["WM"] % m == 0 and p["WT"] % n == 0 and p["BK"] % k == 0
+    return bool(whole and p["BM"] % p["WM"] == 0 and p["BT"] % p["WT"] == 0)
+
+
+def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
+    """Bindings, grid and workgroup of one variant."""
+    return Signature(
+        bindings=product_bindings(precision, p),
+        push_constants=PRODUCT_CONSTANTS,
+        grid=Grid(x=(CeilDiv("M", p["BM"]),), y=(CeilDiv("T", p["BT"]),)),
+        workgroup=_subgroups(p) * p["SUBGROUP"],
+        subgroup=p["SUBGROUP"],
+        addressing=addressing(p),
+        features=("cooperative_matrix", "float16"),
+        fixed=(("X", p["X"]), ("Y", p["Y"])),
+    )
+
+
+GEMM_COOP = KernelFamily(
+    name="gemm_coop",
+    template="gemm_coop.comp.j2",
+    dims=PRODUCT_DIMS,
+    precisions=(F16, BF16, Q8, NF4),
+    space=Space(
+        Choice(
+            "SHAPE",
+            ("8x8x8", "8x8x16", "8x16x16", "16x8x16", "16x16x16", "16x8x8"),
+            default="16x16x16",
+        ),
+        Choice("SUBGROUP", (8, 16, 32, 64), default=32),
+        Choice("BM", (32, 64, 128, 256), default=64),
+        Choice("BT", (16, 32, 64, 128), default=64),
+        Choice("BK", (16, 32), default=32),
+        Choice("WM", (16, 32, 64), default=32),
+        Choice("WT", (16, 32, 64), default=32),
+        Flag("PREFETCH", default=True),
+        Choice("GROUP", (0, 8), default=0),
+        ADDRESS,
+        *activation_bits("X", "Y"),
+        Constraint("the device multiplies matrices of this shape", _is_offered),
+        Constraint(
+            "the device has subgroups of this size",
+            lambda p, d: d.subgroup_min <= p["SUBGROUP"] <= d.subgroup_max,
+        ),
+        Constraint("matrices divide the tiles", lambda p, d: _divides(p)),
+        Constraint(
+            # They compile each matrix of a subgroup by itself, and for long.
+            "software devices take four matrices per subgroup",
+            lambda p, d: d.device_type != "cpu" or p["WM"] * p["WT"] <= 4 * _sums(p),
+        ),
+        Constraint("one to sixteen subgroups", lambda p, d: 1 <= _subgroups(p) <= 16),
+        Constraint(
+            "accumulators fit the registers",
+            lambda p, d: p["WM"] * p["WT"] <= 64 * p["SUBGROUP"],
+        ),
+        Constraint(
+            "tiles fit the shared memory", lambda p, d: _shared_bytes(p) <= d.max_shared_memory
+        ),
+    ),
+    signature=signature,
+    inputs=product_inputs,
+    oracle=product_oracle,
+    cost=product_cost,
+    corner_problems=(
+        Problem(M=32, K=32, S=1, T=1, X=16, Y=32),
+        Problem(M=96, K=64, S=3, T=5, X=32, Y=32),
+        Problem(M=160, K=544, S=2, T=37, X=16, Y=16),
+        Problem(M=320, K=96, S=3, T=70, X=16, Y=32),
+        Problem(M=64, K=96, S=1, T=9, X=32, Y=16),
+    ),
+    default_problems=tuple(
+        Problem(M=3072, K=768, S=1, T=256, X=x, Y=y)
+        for x, y in ((16, 32), (16, 16), (32, 32), (32, 16))
+    ),
+    defaults={"S": 1, "X": 32, "Y": 32},
+    tolerance=TOLERANCE,
+    requires=("GL_KHR_cooperative_matrix",),
+    problem_rule=refuses_matrices,
+)

@@ -1,0 +1,109 @@
+"""gemm_coop: shapes that a device lists, exact sums, several inputs in one tile."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kernelforge.compile import missing_extensions
+from kernelforge.families.gemm_coop import GEMM_COOP
+from kernelforge.matrices import stored_weight
+from kernelforge_runtime.abi.device_info import GENERIC
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.dtypes import BF16, F16, NF4, Q8
+from tests.families.running import UNWRITTEN, assert_close, run, variants
+
+HALVES = ("f16", "f16", "f32", "f32")
+WITH_MATRICES = replace(
+    GENERIC,
+    features=GENERIC.features | {"cooperative_matrix", "float16", "subgroup_size_control"},
+    subgroup_size=32,
+    subgroup_min=32,
+    subgroup_max=32,
+    max_workgroup_invocations=512,
+    max_workgroup_size=(512, 1, 1),
+    max_shared_memory=49152,
+)
+
+
+def test_a_device_that_lists_no_matrices_has_no_variant():
+    assert GEMM_COOP.valid(F16, WITH_MATRICES) == []
+
+
+def test_a_device_gets_the_shapes_of_half_products_that_it_lists_and_no_others():
+    shapes = (
+        (16, 16, 16, *HALVES),
+        (16, 8, 8, *HALVES),
+        (8, 8, 16, "f16", "f16", "f16", "f16"),
+        (16, 8, 16, "i8", "i8", "i32", "i32"),
+    )
+    device = replace(WITH_MATRICES, cooperative_shapes=shapes)
+    found = GEMM_COOP.valid(F16, device)
+    assert {p["SHAPE"] for p in found} == {"16x16x16", "16x8x8"}
+    assert {p["SUBGROUP"] for p in found} == {32}
+
+
+def test_the_feature_must_be_there_besides_the_shape():
+    device = replace(
+        WITH_MATRICES,
+        cooperative_shapes=((16, 16, 16, *HALVES),),
+        features=WITH_MATRICES.features - {"cooperative_matrix"},
+    )
+    assert GEMM_COOP.valid(F16, device) == []
+
+
+SMALL = {"BM": 32, "BT": 16, "WM": 16, "WT": 16, "BK": 16, "PREFETCH": False}
+FORMS = (SMALL, {"BM": 64, "BT": 32, "WM": 16, "WT": 16, "GROUP": 8}, {**SMALL, "ADDRESS": True})
+
+
+def possible(device, precision, problem):
+    """Variants to try; skips where the device or the compiler can do none."""
+    if not device.info.cooperative_shapes:
+        pytest.skip(f"{device.info.name} has no cooperative matrices")
+    default = variants(GEMM_COOP, precision, device, problem, *FORMS)
+    if missing := missing_extensions(GEMM_COOP):
+        pytest.skip(f"the GLSL compiler does not know {', '.join(missing)}")
+    return default
+
+
+@pytest.mark.vulkan
+@pytest.mark.glslang
+@pytest.mark.parametrize(("x", "y"), [(32, 32), (16, 16), (16, 32)])
+@pytest.mark.parametrize("precision", [F16, BF16, Q8], ids=str)
+def test_sums_of_whole_numbers_are_exact(device, rng, precision, x, y):
+    problem = Problem(M=64, K=64, S=1, T=19, X=x, Y=y)
+    whole = rng.integers(-8, 9, (64, 64)).astype(np.float32)
+    whole[:, ::32] = 127  # a block of q8 that is exact
+    given = GEMM_COOP.inputs(problem, precision, rng)
+    given |= stored_weight(whole, precision)
+    given["in_x"] = rng.integers(-4, 5, (1, 19, 64)).astype(given["in_x"].dtype)
+    given["route"][:, 2] = 0
+    exact = given["in_x"][0].astype(np.float32) @ whole.T
+    for params in possible(device, precision, problem):
+        found = run(device, GEMM_COOP, precision, params, problem, given)["out_y"]
+        np.testing.assert_array_equal(found.astype(np.float32), exact, str(params))
+
+
+@pytest.mark.vulkan
+@pytest.mark.glslang
+@pytest.mark.parametrize("precision", [F16, NF4], ids=str)
+def test_a_tile_serves_rows_of_several_inputs(device, rng, precision):
+    problem = Problem(M=160, K=96, S=3, T=37, X=16, Y=32)
+    given = GEMM_COOP.inputs(problem, precision, rng)
+    given["route"][:, 0] = np.array([0, 1, 2, 2, 0]) * 37 * 96
+    expected = GEMM_COOP.oracle(problem, precision, given, {})
+    for params in possible(device, precision, problem):
+        found = run(device, GEMM_COOP, precision, params, problem, given)
+        assert_close(GEMM_COOP, problem, found, expected, params)
+
+
+@pytest.mark.vulkan
+@pytest.mark.glslang
+def test_nothing_is_written_behind_the_last_token(device, rng):
+    problem = Problem(M=32, K=32, S=1, T=3, X=32, Y=32)
+    given = GEMM_COOP.inputs(problem, F16, rng)
+    given["out_y"] = np.full((64, 32), UNWRITTEN, np.uint32).view(np.float32)
+    given["route"][:, 2] = 0
+    for params in possible(device, F16, problem):
+        found = run(device, GEMM_COOP, F16, params, problem, given)["out_y"]
+        assert np.isfinite(found).all(), params
