@@ -28,6 +28,8 @@ def generic_winners(
 ) -> list[Winner]:
     """One winner per family, precision and default problem, for `pack(..., GENERIC, ...)`.
 
+    Families that require an extension are left out.
+
     Args:
         devices: open devices to verify on, at least one.
         progress: called with each variant's name.
@@ -39,6 +41,8 @@ def generic_winners(
         raise PackError("the generic bundle needs a device to be verified on; found none")
     winners = []
     for family in load_families().values():
+        if family.requires:  # not for every device, nor for every compiler
+            continue
         for precision in family.precisions:
             for problem in family.default_problems:
                 winners.append(_winner(family, precision, problem, devices))
