@@ -1,7 +1,7 @@
 """The recurrent state of one sequence: saved, loaded, cloned; parked on the host or on the device.
 
-A device runs one sequence at a time through its recorded plans, so the state of the sequence that
-ran last lives there (it is *resident*); it is read back only when somebody needs it on the host.
+The states of the sequences that ran last live in slots of the device (they are *resident*); one is
+read back only when somebody needs it on the host, or another sequence its slot.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from kernelforge_runtime.errors import ModelError
 Arrays = dict[str, NDArray[Any]]
 FORMAT = "kernelforge.state/1"
 _SLACK = 1 << 20
+_SPARE = 2048
+_LONGEST = 1 << 24  # tokens that ROSA's kernels can tell apart
 _MOST_TOKENS = 1 << 40
 
 
@@ -179,20 +181,18 @@ class State:
         """
         try:
             size = Path(path).stat().st_size
-            fixed = sum(
-                4 * math.prod(s.extent(0)) for s in specs.values() if not s.symbols_per_word
-            )
-            if size > fixed + _SLACK and len(specs) == sum(
-                not s.symbols_per_word for s in specs.values()
-            ):
-                raise ModelError(f"state {path} has {size} bytes; this model's take {fixed}")
+            wrote, position = _note(path)
+            # What grows has room for at most twice its tokens, and for some at first.
+            room = 2 * min(position, _LONGEST) + _SPARE
+            most = sum(4 * math.prod(s.extent(room)) for s in specs.values())
+            if size > most + _SLACK:
+                raise ModelError(f"state {path} has {size} bytes; this model's take {most}")
             data = Path(path).read_bytes()
             tensors = read_tensors(data)
         except OSError as error:
             raise ModelError(f"state {path} cannot be read: {error.strerror}") from error
         except (SafetensorError, KeyError) as error:  # KeyError: an element type that NumPy lacks
             raise ModelError(f"state {path} is damaged or no state file: {error}") from error
-        wrote, position = _note(data)
         if wrote not in (None, version):
             raise ModelError(f"state {path} is of model version {wrote}; this one is {version}")
         found = {name: array.shape for name, array in tensors.items()}
@@ -203,7 +203,7 @@ class State:
             )
         for name, array in tensors.items():
             if array.dtype != specs[name].dtype.np or not np.isfinite(array).all():
-                raise ModelError(f"state {path}: {name} is not finite {specs[name].dtype}")
+                raise ModelError(f"state {path}: {name} is not finite {specs[name].dtype.np}")
         return cls(version, {name: np.array(array) for name, array in tensors.items()}, position)
 
 
@@ -224,16 +224,16 @@ def _fits(found: Mapping[str, tuple[int, ...]], specs: Specs, position: int) -> 
     )
 
 
-def _note(data: bytes) -> tuple[str | None, int]:
+def _note(path: str | os.PathLike[str]) -> tuple[str | None, int]:
     """(model version, tokens consumed) that a state file names; (None, 0) of another program's."""
-    size = int.from_bytes(data[:8], "little")
+    with Path(path).open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(min(size, _SLACK))
     try:
-        kind, version, *position = json.loads(
-            json.loads(data[8 : 8 + size])["__metadata__"]["kernelforge"]
-        )
+        kind, version, *position = json.loads(json.loads(header)["__metadata__"]["kernelforge"])
     except (KeyError, TypeError, ValueError):
         return None, 0
     tokens = position[0] if position else 0
-    if kind != FORMAT or not isinstance(tokens, int) or not 0 <= tokens < _MOST_TOKENS:
+    if kind != FORMAT or not isinstance(tokens, int) or not 0 <= tokens <= _MOST_TOKENS:
         return None, 0
     return str(version), tokens

@@ -8,11 +8,13 @@ import pytest
 from safetensors.numpy import save
 
 import kernelforge_runtime as kf
+from kernelforge_runtime.dtypes import U32
 from kernelforge_runtime.errors import ModelError
-from kernelforge_runtime.state import FORMAT, State
+from kernelforge_runtime.state import FORMAT, State, StateSpec
 from tests.models.checkpoints import random_rwkv7
 
-SHAPES = {"shift": (4, 32), "wkv": (2, 1, 32, 32)}
+SHAPES = {"shift": StateSpec(4, (32,)), "wkv": StateSpec(2, (1, 32, 32))}
+HISTORY = {"rosa": StateSpec(2, (1, 3, 1), U32, symbols_per_word=8)}
 
 
 @pytest.fixture
@@ -90,7 +92,9 @@ def test_a_state_that_another_program_wrote_is_read(state, tmp_path):
 
 def test_a_state_of_other_shapes_is_refused(state, tmp_path):
     state.save(tmp_path / "s")
-    for shapes in ({"shift": (4, 32)}, {**SHAPES, "shift": (32, 4)}, {**SHAPES, "more": (1,)}):
+    shift = SHAPES["shift"]
+    turned, more = StateSpec(32, (4,)), StateSpec(1, (1,))
+    for shapes in ({"shift": shift}, {**SHAPES, "shift": turned}, {**SHAPES, "more": more}):
         with pytest.raises(ModelError, match=r"another model's|this model's take"):
             State.load(tmp_path / "s", "rwkv7", shapes)
 
@@ -108,8 +112,8 @@ def test_a_state_of_another_element_type_is_refused(tmp_path, kind):
     width = {"BF16": 2, "F16": 2, "F64": 8, "I32": 4}.get(kind, 1)
     ends = np.cumsum([0, 128 * width, 2048 * width]).tolist()
     header = {
-        name: {"dtype": kind, "shape": list(shape), "data_offsets": ends[i : i + 2]}
-        for i, (name, shape) in enumerate(SHAPES.items())
+        name: {"dtype": kind, "shape": list(spec.extent(0)), "data_offsets": ends[i : i + 2]}
+        for i, (name, spec) in enumerate(SHAPES.items())
     }
     text = json.dumps(header).encode()
     (tmp_path / "s").write_bytes(struct.pack("<Q", len(text)) + text + bytes(ends[-1]))
@@ -131,20 +135,22 @@ def test_damaged_missing_and_huge_files_are_refused(state, tmp_path):
             State.load(path, "rwkv7", SHAPES)
     with path.open("wb") as file:
         file.truncate(1 << 40)  # sparse: must not be read
-    with pytest.raises(ModelError, match="this model's take"):
-        State.load(path, "rwkv7", SHAPES)
+    for specs in (SHAPES, {**SHAPES, **HISTORY}):
+        with pytest.raises(ModelError, match="this model's take"):
+            State.load(path, "rwkv7", specs)
 
 
 def test_a_resident_state_is_read_back_when_somebody_looks():
     class Elsewhere:
         reads = 0
 
-        def read_state(self):
+        def read_state(self, slot=0):
+            assert slot == 3
             self.reads += 1
             return {"shift": np.full((4, 32), 7, np.float32)}
 
     elsewhere, state = Elsewhere(), State.zero("rwkv7", SHAPES)
-    state.move_in(elsewhere)
+    state.move_in(elsewhere, 3)
     assert elsewhere.reads == 0
     assert (state.arrays["shift"] == 7).all()
     assert (state.clone().arrays["shift"] == 7).all()
@@ -202,3 +208,36 @@ def test_a_float64_state_of_the_reference_continues_on_a_device(llvmpipe, tmp_pa
     with kf.load_model(path, llvmpipe, weights="f32") as model:
         found, _ = model.forward([4], state)
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_what_a_state_starts_with_may_differ_by_row():
+    spec = StateSpec(2, (3, 4), initial=(0, 0, -1e30))
+    found = State.zero("rwkv4", {"wkv4": spec}).arrays["wkv4"]
+    np.testing.assert_array_equal(found[:, 2], np.float32(-1e30))
+    assert not found[:, :2].any()
+
+
+def test_a_history_grows_keeps_what_it_holds_and_is_loaded_with_its_position(tmp_path):
+    state = State.zero("rosa", HISTORY)
+    assert state.arrays["rosa"].shape == (2, 1, 3, 1)
+    state.reserve(HISTORY, 8)
+    assert state.arrays["rosa"].shape[-1] == 1
+    state.arrays["rosa"][...] = 7
+    state.position = 8
+    state.reserve(HISTORY, 1)
+    assert state.arrays["rosa"].shape[-1] >= 2
+    assert (state.arrays["rosa"][..., 0] == 7).all()
+    assert not state.arrays["rosa"][..., 1:].any()
+    state.save(tmp_path / "s")
+    loaded = State.load(tmp_path / "s", "rosa", HISTORY)
+    assert equal(loaded, state)
+    assert (loaded.position, loaded.arrays["rosa"].dtype) == (8, np.uint32)
+    assert state.clone().position == 8
+
+
+def test_a_history_too_short_for_its_position_is_refused(tmp_path):
+    state = State.zero("rosa", HISTORY)
+    state.position = 9
+    state.save(tmp_path / "s")
+    with pytest.raises(ModelError, match="another model's"):
+        State.load(tmp_path / "s", "rosa", HISTORY)

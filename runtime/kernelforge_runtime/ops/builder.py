@@ -22,10 +22,10 @@ class Temporary:
     """A tensor that lives inside a step: [T, columns] or [S, T, columns], 16 or 32 bits each."""
 
     shape: tuple[int, ...]
-    bits: int = 32
     first: int = -1
     last: int = -1
     offset: int = -1
+    bits: int = field(default=32, kw_only=True)
 
     @property
     def nbytes(self) -> int:

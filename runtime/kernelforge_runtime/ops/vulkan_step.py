@@ -143,7 +143,7 @@ class StepWriter:
 
     def _stream(self, *shape: int) -> Temporary:
         """A tensor in the activations' type."""
-        return Temporary(shape, self.activations.bits)
+        return Temporary(shape, bits=self.activations.bits)
 
     def _following(self, state: str, index: int) -> BufferSlice:
         """Where a token shift leaves its carry.
