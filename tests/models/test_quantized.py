@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tests.models.checkpoints import DEMO, ROOT, random_rwkv7
 from tests.models.versions import VERSIONS
 
 BOTH = pytest.mark.parametrize("weights", ["q8", "nf4"])
-HELD_OUT_BYTES = 1025
+HELD_OUT_BYTES = 769
 LIMIT_PERCENT = {"q8": 1.0, "nf4": 5.0}
 
 
@@ -214,6 +215,27 @@ def test_vulkan_gives_the_logits_of_numpy_in_decode_and_prefill(path, device, fo
     np.testing.assert_allclose(whole, expected, atol=limit)
     np.testing.assert_allclose(np.stack(single), expected[:12], atol=limit)
     np.testing.assert_allclose(few, expected[:6], atol=limit)
+
+
+@pytest.mark.vulkan
+@pytest.mark.parametrize("form", [Q8, NF4], ids=str)
+def test_a_head_beyond_the_binding_limit_goes_in_pages_with_its_scales(
+    device, tmp_path, monkeypatch, form
+):
+    if not has_kernels(device, form):
+        pytest.skip(f"the bundles for {device.info.name} have no {form} matrix products")
+    source = random_rwkv7(tmp_path / "m.safetensors", layers=1, width=64, vocab=5003)
+    tokens = [0, 1023, 1024, 5002, 2047, 5]
+    reference = kf.load_reference(source, np.float64, form.name)
+    expected, _ = reference.forward(tokens, full_output=True)
+    limit = form.nbytes(64 * 1024) + 100_000  # at most a few pages of 1024 rows
+    monkeypatch.setattr(device, "info", replace(device.info, max_storage_buffer=limit))
+    with kf.load_model(source, device, weights=form.name) as model:
+        pages = [c for c in model.calls(1) if c.label == "head.weight"]
+        assert len(pages) >= 2
+        assert all("scale" in c.operands for c in pages)
+        found, _ = model.forward(tokens, full_output=True)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.vulkan
