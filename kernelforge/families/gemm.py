@@ -16,6 +16,7 @@ from kernelforge.products import (
     product_oracle,
 )
 from kernelforge.space import Choice, Constraint, Flag, Space
+from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ROUTE_ROWS
@@ -80,14 +81,14 @@ def _fills_a_gpu(p: Mapping[str, Any]) -> bool:
     )  # fmt: skip
 
 
-def _most_sums(p: Mapping[str, Any]) -> int:
+def _most_sums(p: Mapping[str, Any], device: DeviceInfo) -> int:
     """Sums of one invocation: registers, and on software devices the time to compile.
 
     Checked access through descriptors doubles the code there, and the compile time more.
     """
-    if p["FORM"] == "broadcast":
-        return 128 if p["ADDRESS"] else 32
-    return 64 if p["ADDRESS"] or p["BM"] > 32 else 32
+    if not p["ADDRESS"] and device.device_type == "cpu":
+        return 16
+    return 128 if p["FORM"] == "broadcast" and p["ADDRESS"] else 64
 
 
 GEMM = KernelFamily(
@@ -142,7 +143,7 @@ GEMM = KernelFamily(
         ),
         Constraint("16-bit rows are stored in pairs", lambda p, d: p["Y"] == 32 or p["TM"] >= 2),
         Constraint(
-            "accumulators fit the registers", lambda p, d: p["TM"] * p["TT"] <= _most_sums(p)
+            "accumulators fit the registers", lambda p, d: p["TM"] * p["TT"] <= _most_sums(p, d)
         ),
         Constraint(
             "tiles fit the shared memory",
