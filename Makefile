@@ -2,7 +2,7 @@
 
 python := .venv/bin/python
 kernelforge := .venv/bin/kernelforge
-TESTS13 := tests/families/test_conformance.py tests/families/test_gemm.py
+TESTS13 := tests/families/test_conformance.py $(wildcard tests/families/test_gemm*.py)
 models := $(wildcard runtime/demo/*.safetensors)
 
 .DEFAULT_GOAL := help
