@@ -101,7 +101,7 @@ class Device:
         matrices.cooperativeMatrix, matrices.pNext = 1, v11
         if "cooperative_matrix" in offered:
             extensions.append(ffi.new("char[]", COOPERATIVE_MATRIX.encode()))
-            v12.vulkanMemoryModel = 1
+            v12.vulkanMemoryModel = v12.vulkanMemoryModelDeviceScope = 1
         features = ffi.new("VkPhysicalDeviceFeatures2*")
         features.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2
         features.pNext = matrices if "cooperative_matrix" in offered else v11

@@ -169,8 +169,11 @@ class PhysicalDevice:
         lib.vkGetPhysicalDeviceFeatures2(self.handle, all_features)
         offered = {
             "buffer_device_address": v12.bufferDeviceAddress,
-            # Cooperative matrices are defined under the Vulkan memory model only.
-            "cooperative_matrix": matrices.cooperativeMatrix and v12.vulkanMemoryModel,
+            # Cooperative matrices are defined under the Vulkan memory model only, in which atomics
+            # of any kernel need the device's scope.
+            "cooperative_matrix": matrices.cooperativeMatrix
+            and v12.vulkanMemoryModel
+            and v12.vulkanMemoryModelDeviceScope,
             "float16": v12.shaderFloat16,
             "int8": v12.shaderInt8,
             "int64": all_features.features.shaderInt64,
