@@ -38,14 +38,14 @@ from kernelforge_runtime.dtypes import (
 )
 from kernelforge_runtime.quantize import BLOCK, K_MULTIPLE, Quantized, dequantize, quantize
 
-MAX_SUMS = 64
+MAX_SUMS = 32
 """Sums that one invocation may keep; more than that is sure to spill."""
-MAX_WORDS = 128
-"""Rows times columns times words of one pass of the loop: bounds the code, and the compile time."""
+MAX_PRODUCTS = 256
+"""Products written out in a loop's body: bounds the code, and the time to compile it."""
 UNPACKS = {
     F16: ("half", "shift"),
     Q8: ("half", "shift"),
-    NF4: ("half", "shuffle", "shuffle16", "select"),
+    NF4: ("half", "shuffle", "shuffle16", "shared"),
 }
 """Ways to make floats of weights, by precision; the others need none."""
 
@@ -142,30 +142,31 @@ def cost(problem: Problem, precision: DType) -> tuple[float, float]:
 
 
 def _matters(precision: DType, p: Mapping[str, Any]) -> bool:
+    elements = p["VEC"] * 32 // precision.bits
+    # Of several columns the template takes eight elements at a time, in a loop of its own.
+    at_once = elements if p["COLS"] == 1 else min(elements, 8)
+    if p["ROWS"] * p["COLS"] * p["UNROLL"] * at_once > MAX_PRODUCTS:
+        return False
     return p["UNPACK"] in UNPACKS.get(precision, ("half",))
 
 
 def _shared_bytes(p: Mapping[str, Any]) -> int:
     """Shared memory of a workgroup, at most: partial sums, levels of nf4, staged x."""
     partial = p["WORKGROUP"] * p["ROWS"] * p["COLS"] if p["REDUCE"] in ("hybrid", "shared") else 0
-    levels = 16 if p["UNPACK"] == "half" else 0
+    levels = 16 if p["UNPACK"] == "shared" else 0
     # A load has up to eight elements per word; see the template's tile_loads.
     staged = max(1024, p["LANES"] * p["VEC"] * 8 * p["COLS"]) if p["INPUT"] == "staged" else 0
     return int(4 * (partial + levels + staged))
 
 
 def _loop_fits(p: Mapping[str, Any]) -> bool:
-    sums = p["ROWS"] * p["COLS"]
-    words = sums * p["VEC"] * p["UNROLL"]
     if p["UNROLL"] > 1 and (p["VEC"] < 4 or p["ROWS"] > 4):
         return False  # where rows are many, so many loads are in flight already
     if p["COLS"] > 1 and p["VEC"] == 2:
         return False  # x moves more than weights do: only the extremes differ
     if p["LANES"] > 64 and p["ROWS"] > 8:
         return False  # no workgroup is left for the other cores
-    if p["UNPACK"] in ("shuffle", "shuffle16", "select"):  # four bits: eight weights in a word
-        return bool(2 * words <= MAX_WORDS and p["UNROLL"] <= 2)
-    return bool(words <= (MAX_WORDS if p["COLS"] == 1 else MAX_WORDS // 2) and sums <= MAX_SUMS)
+    return bool(p["ROWS"] * p["COLS"] <= MAX_SUMS)
 
 
 GEMV = KernelFamily(
@@ -185,7 +186,7 @@ GEMV = KernelFamily(
         Choice("INPUT", ("direct", "staged", "sparse"), default="direct"),
         Choice(
             "UNPACK",
-            ("half", "shift", "shuffle", "shuffle16", "select"),
+            ("half", "shift", "shuffle", "shuffle16", "shared"),
             default="half",
             needs={"shuffle": "subgroup_shuffle", "shuffle16": "subgroup_shuffle"},
         ),
@@ -207,7 +208,7 @@ GEMV = KernelFamily(
                 )
             ),
         ),
-        Constraint("sums fit the registers, and the loop the compiler", lambda p, d: _loop_fits(p)),
+        Constraint("sums fit the registers, and loads help each other", lambda p, d: _loop_fits(p)),
         Constraint(
             "a subgroup reduction stays inside a subgroup",
             lambda p, d: (

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from kernelforge.choices import epilogue
-from kernelforge.families.gemv import GEMV
+from kernelforge.families.gemv import GEMV, decoded, encoded
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ACTIVATIONS, route_code
-from kernelforge_runtime.dtypes import BF16, F16, F32, decode, encode
+from kernelforge_runtime.dtypes import BF16, F16, F32, NF4, Q8, decode, encode
 from tests.families.running import assert_close, keeps_subnormals, run, variants
 
 pytestmark = [pytest.mark.vulkan, pytest.mark.glslang]
@@ -192,3 +192,109 @@ def test_a_nan_in_one_input_stays_out_of_blocks_that_do_not_read_it(device, rng)
         found = run(device, GEMV, F32, params, problem, given)["out_y"][0]
         assert np.isfinite(found[:32]).all()
         assert np.isnan(found[32:]).all()
+
+
+UNPACKS = ({"UNPACK": "shift"}, {"UNPACK": "shared"}, {"UNPACK": "shuffle"}, {"VEC": 1})
+
+
+@pytest.mark.parametrize("precision", [Q8, NF4], ids=str)
+def test_every_code_of_a_quantised_format_is_exact_in_every_way_to_unpack_it(device, precision):
+    """One weight per row is not zero; its place in the word, and its block, change with the row."""
+    codes = 2**precision.bits
+    rows, zero = max(codes, 64), 128 if precision == Q8 else 7
+    problem = Problem(M=rows, K=64, S=1, T=1, X=32, Y=32)
+    code = np.full((rows, 64), zero, np.uint32)
+    code[np.arange(rows), np.arange(rows) * 5 % 64] = np.arange(rows) % codes
+    per_word = 32 // precision.bits
+    shifts = np.arange(per_word, dtype=np.uint32) * precision.bits
+    scales = np.array([0.5, 3.0], np.float16).view(np.uint32)
+    given = {
+        "weight": np.bitwise_or.reduce(code.reshape(rows, -1, per_word) << shifts, -1),
+        "scale": np.full((rows, 1), scales, np.uint32),
+        "in_x": np.ones((1, 1, 64), np.float32),
+        "route": np.zeros((rows // 32, 4), np.uint32),
+        "aux": np.zeros(rows, np.float32),
+        "out_y": np.zeros((1, rows), np.float32),
+    }
+    exact = decoded(given, precision).sum(-1, dtype=np.float64).astype(np.float32)
+    assert len(np.unique(code)) == codes
+    for params in variants(GEMV, precision, device, problem, *UNPACKS):
+        found = run(device, GEMV, precision, params, problem, given)["out_y"][0]
+        np.testing.assert_array_equal(found, exact, str(params))
+
+
+@pytest.mark.parametrize("precision", [Q8, NF4], ids=str)
+def test_a_row_of_an_odd_number_of_blocks_leaves_half_a_word_of_scales_unused(
+    device, rng, precision
+):
+    problem = Problem(M=64, K=96, S=1, T=2, X=32, Y=32)
+    given = GEMV.inputs(problem, precision, rng)
+    assert given["scale"].shape == (64, 2)
+    given["scale"][:, 1] |= 0x7E00_0000  # a NaN behind the third scale
+    expected = GEMV.oracle(problem, precision, given, {})
+    assert np.isfinite(expected["out_y"]).all()
+    for params in variants(GEMV, precision, device, problem, {"UNPACK": "shuffle"}):
+        found = run(device, GEMV, precision, params, problem, given)
+        assert_close(GEMV, problem, found, expected, params)
+
+
+COLUMNS = ({"COLS": 2}, {"COLS": 4}, {"COLS": 8}, {"COLS": 2, "ROWS": 8, **SHAPES[1]})
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 7, 8])
+def test_tokens_go_their_own_ways_in_every_number_of_columns(device, rng, tokens):
+    problem = Problem(M=96, K=96, S=2, T=tokens, X=32, Y=32)
+    given = GEMV.inputs(problem, F32, rng)
+    given["weight"] = rng.integers(-8, 9, (96, 96)).astype(np.float32)
+    given["in_x"] = rng.integers(-8, 9, (2, tokens, 96)).astype(np.float32)
+    given["out_y"] = rng.integers(-8, 9, (tokens, 96)).astype(np.float32)
+    given["aux"] = rng.integers(-8, 9, 96).astype(np.float32)
+    add = route_code(add=True, gate=True, stride=9)
+    given["route"][:] = [[0, 96, add, 1], [96 * tokens, 96, 0, 0], [0, 96, add, 0]]
+    exact = GEMV.oracle(problem, F32, given, {})["out_y"]
+    tried = variants(GEMV, F32, device, problem, *COLUMNS)
+    assert tokens == 1 or len({p["COLS"] for p in tried}) > 1
+    for params in tried:
+        found = run(device, GEMV, F32, params, problem, given)["out_y"]
+        np.testing.assert_array_equal(found, exact, str(params))
+
+
+STAGED = {"INPUT": "staged", "REDUCE": "shared", "WORKGROUP": 16, "LANES": 4, "ROWS": 4}
+SPARSE = {"INPUT": "sparse", "REDUCE": "shared", "WORKGROUP": 8, "LANES": 4, "ROWS": 4, "VEC": 1}
+
+
+@pytest.mark.parametrize("precision", [F16, Q8], ids=str)
+@pytest.mark.parametrize("x", [32, 16])
+def test_zeros_of_an_input_change_nothing_in_any_way_to_read_it(device, rng, precision, x):
+    problem = Problem(M=64, K=1184, S=1, T=1, X=x, Y=32)
+    given = GEMV.inputs(problem, precision, rng)
+    given["in_x"] *= rng.random(given["in_x"].shape) < 0.15
+    given["in_x"][..., 320:480] = 0
+    expected = GEMV.oracle(problem, precision, given, {})
+    tried = variants(GEMV, precision, device, problem, STAGED, SPARSE)
+    assert {p["INPUT"] for p in tried} == {"direct", "staged", "sparse"}
+    for params in tried:
+        found = run(device, GEMV, precision, params, problem, given)
+        assert_close(GEMV, problem, found, expected, params)
+
+
+def test_sparse_inputs_leave_the_weights_of_zeros_unread(device, rng):
+    """The weights that must not be loaded are NaN, which any product would show."""
+    problem = Problem(M=32, K=256, S=1, T=1, X=32, Y=32)
+    given = GEMV.inputs(problem, F32, rng)
+    given["in_x"][..., 64:192] = 0
+    given["weight"][:, 64:192] = np.nan
+    given["route"][:, 2] = 0
+    params = {**variants(GEMV, F32, device, problem)[0], **SPARSE}
+    found = run(device, GEMV, F32, params, problem, given)["out_y"]
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("precision", [Q8, NF4], ids=str)
+def test_quantised_weights_of_any_number_of_blocks_come_back(rng, precision):
+    for blocks in (1, 2, 5):
+        weight = rng.standard_normal((32, 32 * blocks)).astype(np.float32)
+        once = decoded(encoded(weight, precision), precision)
+        assert once.shape == weight.shape
+        assert np.abs(once - weight).max() < 0.6
+        np.testing.assert_array_equal(decoded(encoded(once, precision), precision), once)

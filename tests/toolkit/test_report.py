@@ -213,7 +213,7 @@ def test_bundle_alone_is_reported_too():
         "0" * 64, "0" * 64, "0" * 64, 1000, 10, 40, 3000, Verified(1, 0.0, 1.0),
     )  # fmt: skip
     (row,) = kernel_rows([], [entry], None)
-    assert (row.problem, row.speedup, row.trials) == ("M32.K64.S1.X32.Y32", 3.0, 40)
+    assert (row.problem, row.speedup, row.trials) == ("M32.K64.S1.T1.X32.Y32", 3.0, 40)
     assert row.rate.gbps > 0
 
 
