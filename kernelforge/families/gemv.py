@@ -160,8 +160,8 @@ def _shared_bytes(p: Mapping[str, Any]) -> int:
 
 
 def _loop_fits(p: Mapping[str, Any]) -> bool:
-    if p["UNROLL"] > 1 and (p["VEC"] < 4 or p["ROWS"] > 4):
-        return False  # where rows are many, so many loads are in flight already
+    if p["UNROLL"] > 1 and (p["VEC"] < 4 or p["ROWS"] * p["COLS"] > 4):
+        return False  # where sums are many, so is other work while a load is under way
     if p["COLS"] > 1 and p["VEC"] == 2:
         return False  # x moves more than weights do: only the extremes differ
     if p["LANES"] > 64 and p["ROWS"] > 8:
