@@ -109,13 +109,15 @@ def _device(index: int, info: DeviceInfo) -> tuple[Finding, bool]:
 def _try(index: int) -> str:
     """Runs one tiny kernel of the device's bundle and checks its result."""
     values = np.arange(64, dtype=np.float32)
+    size = Problem(L=1, B=1, E=len(values))
     with open_device(index) as device:
-        chosen = KernelSet.open(device.info).select("copy", "f32", Problem(E=len(values)))
-        source = device.buffer(values.nbytes, "source")
-        target = device.buffer(values.nbytes, "target")
-        source.upload(values)
-        target.fill(0)
-        call = Dispatch(chosen.module, Problem(E=64), {"in_x": source, "out_y": target})
+        chosen = KernelSet.open(device.info).select("copy", "f32", size)
+        names = {"in_x": values, "out_y": 0 * values, "segment": np.uint32([0, 1, 0, 0])}
+        bound = {name: device.buffer(array.nbytes, name) for name, array in names.items()}
+        for name, array in names.items():
+            bound[name].upload(array)
+        target = bound["out_y"]
+        call = Dispatch(chosen.module, size, bound, {"stride": len(values)})
         with Plan(device, [call], name="doctor") as plan:
             plan.run()
         if not np.array_equal(target.download(np.float32, values.shape), values):

@@ -151,7 +151,7 @@ def test_a_bad_model_file_is_one_line_that_names_it(kind, tmp_path):
         (["x", "--weights", "q3"], "weight format 'q3'"),
         (["x", "--tokenizer", "klingon"], "tokenizer 'klingon' is not known"),
         (["x", "--temperature", "-1"], "temperature"),
-        (["x", "--load-state", "/nonexistent"], "cannot be read"),
+        (["x", "--load-state", "/nonexistent"], "no such file"),
         (["--prompt-file", "/nonexistent"], "No such file"),
         (["x", "--tokens", "1", "--save-state", "/proc/x/state"], "was not written"),
     ],
