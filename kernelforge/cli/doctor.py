@@ -112,11 +112,12 @@ def _try(index: int) -> str:
     size = Problem(L=1, B=1, E=len(values))
     with open_device(index) as device:
         chosen = KernelSet.open(device.info).select("copy", "f32", size)
-        names = {"in_x": values, "out_y": 0 * values, "segment": np.uint32([0, 1, 0, 0])}
-        bound = {name: device.buffer(array.nbytes, name) for name, array in names.items()}
-        for name, array in names.items():
-            bound[name].upload(array)
+        segment = np.array([0, 1, 0, 0], np.uint32)
+        bound = {name: device.buffer(values.nbytes, name) for name in ("in_x", "out_y", "segment")}
         target = bound["out_y"]
+        bound["in_x"].upload(values)
+        bound["segment"].upload(segment)
+        target.fill(0)
         call = Dispatch(chosen.module, size, bound, {"stride": len(values)})
         with Plan(device, [call], name="doctor") as plan:
             plan.run()
