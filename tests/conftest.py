@@ -1,5 +1,6 @@
 """Devices, data and skip reasons that tests share; the whole run is validated where it can be."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def shared():
             "no ../shared/data beside the checkout: real weights and golden vectors are there"
         )
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were():
+    """The command line, run in this process, takes over its packages' logs; others need them."""
+    logs = [logging.getLogger(name) for name in ("kernelforge", "kernelforge_runtime")]
+    kept = [(log.handlers, log.propagate, log.level) for log in logs]
+    yield
+    for log, (handlers, propagate, level) in zip(logs, kept, strict=True):
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)
 
 
 @pytest.fixture
