@@ -2,6 +2,7 @@
 
 python := .venv/bin/python
 kernelforge := .venv/bin/kernelforge
+TEST_PROCESSES ?= 2
 TESTS13 := tests/families/test_conformance.py $(wildcard tests/families/test_gemm*.py)
 models := $(wildcard runtime/demo/*.safetensors)
 
@@ -18,7 +19,7 @@ demo: setup ## tune, bundle, run a real model and report, on the default device
 	@bash scripts/demo.sh
 
 test: setup ## the whole test suite; PYTEST_ARGS="-k gemv" for a part of it
-	@. scripts/env.sh && $(python) -m pytest $(PYTEST_ARGS)
+	@. scripts/env.sh && $(python) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 test13: setup ## kernels on a newer Mesa and compiler, in .setup/debian13; skipped where it cannot be
 	@bash scripts/debian13.sh python3 -m pytest $(TESTS13) $(PYTEST_ARGS) || test $$? -eq 77

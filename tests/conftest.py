@@ -89,9 +89,18 @@ def rng():
 def pytest_sessionfinish(session):
     for device in _open.values():
         device.close()
+    if hasattr(session.config, "workeroutput"):  # one of several processes: the first one tells
+        session.config.workeroutput["validation"] = [str(m) for m in VALIDATION_MESSAGES]
+        return
     if VALIDATION_MESSAGES:
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         reporter.write_line(f"validation layer: {len(VALIDATION_MESSAGES)} messages", red=True)
         for message in VALIDATION_MESSAGES[:10]:
             reporter.write_line(message)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """What the validation layer told one of several processes."""
+    VALIDATION_MESSAGES.extend(getattr(node, "workeroutput", {}).get("validation", []))
