@@ -5,7 +5,7 @@ kernelforge := .venv/bin/kernelforge
 TEST_PROCESSES ?= 2
 TESTS13 := tests/families/test_conformance.py tests/families/test_gemm_coop.py
 # gemm and gemv are slow to compile there, and are covered on the other devices; TESTS13_K= runs them too
-TESTS13_K ?= gemm_coop or not (gemm or gemv)
+TESTS13_K ?= test_gemm_coop or not (gemm or gemv)
 models := $(wildcard runtime/demo/*.safetensors)
 
 .DEFAULT_GOAL := help
