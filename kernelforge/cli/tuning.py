@@ -16,7 +16,7 @@ from typing import Any
 from kernelforge.cli import options
 from kernelforge.cli.in_place import InPlace, compare_in_place
 from kernelforge.cli.output import Output
-from kernelforge.compile import compile_variant, find_compiler
+from kernelforge.compile import buildable, compile_variant, find_compiler
 from kernelforge.errors import MeasureError
 from kernelforge.families import get_family, load_families
 from kernelforge.measure.baseline import Ceilings, measure_ceilings
@@ -26,7 +26,7 @@ from kernelforge.pack.generic import generic_winners
 from kernelforge.render import template_sha256
 from kernelforge.tune.budget import Budget
 from kernelforge.tune.journal import Journal
-from kernelforge.tune.problems import TuneTask, collect_tasks
+from kernelforge.tune.problems import TuneTask, collect_tasks, with_rivals
 from kernelforge.tune.study import OnProgress, TuneResult, tune_problems
 from kernelforge.variant import Variant
 from kernelforge_runtime.abi.device_info import GENERIC
@@ -157,7 +157,9 @@ class Tuning:
                 self._args.model, self.device, kernels, weights, self._args.activations
             ) as model:
                 found += model.problems(self._args.steps)
-        return collect_tasks(found, load_families())
+        families = load_families()
+        found = with_rivals(found, families, buildable(self.device.info))
+        return collect_tasks(found, families)
 
     def _family_tasks(self) -> list[TuneTask]:
         args = self._args

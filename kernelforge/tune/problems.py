@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from kernelforge.errors import TuneError
+from kernelforge.errors import SpaceError, TuneError
 from kernelforge.family import KernelFamily
+from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.bundle.crossover import contenders
 from kernelforge_runtime.dtypes import DType
 
 FLOPS_PER_BYTE = 10.0
@@ -76,6 +78,38 @@ def collect_tasks(
         else:
             kept.append(task)
     return sorted(kept, key=lambda task: (-task.weight, str(task)))
+
+
+def with_rivals(
+    found: Iterable[tuple[str, str, Problem, int]],
+    families: Mapping[str, KernelFamily],
+    target: DeviceInfo,
+) -> list[tuple[str, str, Problem, int]]:
+    """What a model's plans call, and with each call the same one by every family that may do it.
+
+    Only figures of both tell the runtime which to take (see `bundle.crossover`).
+
+    Args:
+        found: as for `collect_tasks`.
+        families: all there are, by name.
+        target: the device, without what the compiler cannot build; see `compile.buildable`.
+    """
+    calls = list(found)
+    for family, precision, problem, count in tuple(calls):
+        for name in contenders(family, problem)[1:]:
+            rival = families.get(name)
+            if rival is not None and _can(rival, precision, problem, target):
+                calls.append((name, precision, problem, count))
+    return calls
+
+
+def _can(family: KernelFamily, precision: str, problem: Problem, target: DeviceInfo) -> bool:
+    """Whether a variant of the family does this on the device."""
+    try:
+        family.default(precision, target, problem)
+    except SpaceError:
+        return False
+    return family.refuses(problem) is None
 
 
 def _resolve(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kernelforge.errors import TuneError
+from kernelforge.families import load_families
 from kernelforge.tune.budget import Budget, Deadline, share
-from kernelforge.tune.problems import collect_tasks
+from kernelforge.tune.problems import collect_tasks, with_rivals
+from kernelforge_runtime.abi.device_info import GENERIC
 from kernelforge_runtime.abi.problem import Problem
 from tests.toolkit.small_family import small_family
 
@@ -77,3 +81,18 @@ def test_an_unknown_family_or_precision_is_a_named_error() -> None:
         collect_tasks([("other", "f32", Problem(M=1, K=1), 1)], {"small": family})
     with pytest.raises(TuneError, match="it has f32"):
         collect_tasks([("small", "f16", Problem(M=1, K=1), 1)], {"small": family})
+
+
+def test_a_call_is_tuned_for_every_family_that_may_do_it_here() -> None:
+    families = load_families()
+    dims = {"M": 96, "K": 64, "S": 1, "T": 64, "Y": 32}
+    halves, floats = Problem(**dims, X=16), Problem(**dims, X=32)
+    found = [("gemm", "f16", halves, 3), ("gemm", "f16", floats, 1), ("gemm", "f32", halves, 1)]
+    assert with_rivals(found, families, GENERIC) == found
+    device = replace(
+        GENERIC,
+        features=GENERIC.features | {"cooperative_matrix", "float16", "subgroup_size_control"},
+        cooperative_shapes=((16, 16, 16, "f16", "f16", "f32", "f32"),),
+        subgroup_size=32,
+    )
+    assert with_rivals(found, families, device) == [*found, ("gemm_coop", "f16", halves, 3)]

@@ -14,6 +14,7 @@ from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle.bundle import Bundle, open_bundle
+from kernelforge_runtime.bundle.crossover import contenders, fastest
 from kernelforge_runtime.bundle.fingerprint import BundleMatch
 from kernelforge_runtime.bundle.locate import Located, locate, locate_generic
 from kernelforge_runtime.bundle.manifest import Entry
@@ -162,11 +163,16 @@ class KernelSet:
         return "-".join(bundle.sha256[:16] for bundle in self.bundles)
 
     def select(self, family: str, precision: str, problem: Problem) -> Selection:
-        """See `select`; asking again for the same costs nothing."""
+        """As `select`, or a rival's kernel that was measured faster (see `crossover`).
+
+        Asking again for the same costs nothing.
+        """
         key = (family, precision, problem)
         selection = self._selected.get(key)
         if selection is None:
-            selection = self._selected[key] = select(self.bundles, family, precision, problem)
+            families = contenders(family, problem)
+            chosen = fastest(self.bundles, families, precision, problem)
+            selection = self._selected[key] = select(self.bundles, chosen, precision, problem)
         return selection
 
     def describe(self) -> str:

@@ -1,0 +1,84 @@
+"""Which of several families does a call: the usual one, or a rival that was measured faster.
+
+Rivals take the same buffers and dimensions and give the same results, so whoever asks for the usual
+family may be given the kernel of another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.bundle.bundle import Bundle
+
+
+class Rival(NamedTuple):
+    """A family that may do another one's calls.
+
+    Attributes:
+        family: its name.
+        may: whether it gives the results of the usual family on this problem, as far as the model
+            was promised them.
+    """
+
+    family: str
+    may: Callable[[Problem], bool]
+
+
+def _halves(problem: Problem) -> bool:
+    """Products of cooperative matrices are of float16: exact runs keep float32 activations."""
+    return problem["X"] == 16
+
+
+RIVALS: dict[str, tuple[Rival, ...]] = {
+    "gemm": (Rival("gemm_coop", _halves), Rival("gemm_coop2", _halves)),
+}
+"""By the family that is asked for."""
+
+
+def contenders(family: str, problem: Problem) -> tuple[str, ...]:
+    """The families that may do this call, the usual one first."""
+    return family, *(r.family for r in RIVALS.get(family, ()) if r.may(problem))
+
+
+def fastest(
+    bundles: Sequence[Bundle], families: Sequence[str], precision: str, problem: Problem
+) -> str:
+    """The family whose kernel was measured fastest; the first where nothing tells.
+
+    A rival is compared with the first family where both were measured on the same problem: on this
+    one, else on the nearest. The first bundle with such a pair decides, as it does for kernels.
+
+    Args:
+        bundles: best first.
+        families: contenders, the usual one first.
+        precision: e.g. `f16`.
+        problem: what is to be computed.
+    """
+    usual, *rivals = families
+    for bundle in bundles if rivals else ():
+        known = _measured(bundle, usual, precision, problem)
+        gains = {}
+        for rival in rivals:
+            others = _measured(bundle, rival, precision, problem)
+            both = [p for p in known if p in others and math.isfinite(problem.distance(p))]
+            nearest = min(both, key=problem.distance, default=None)
+            if nearest is not None:
+                gains[rival] = known[nearest] / others[nearest]
+        if gains:
+            best = max(gains, key=lambda rival: gains[rival])
+            return best if gains[best] > 1.0 else usual
+    return usual
+
+
+def _measured(
+    bundle: Bundle, family: str, precision: str, problem: Problem
+) -> dict[Problem, float]:
+    """Medians in ns by problem, of the kernels that serve this one."""
+    return {
+        tuned: entry.median_ns
+        for tuned, entry in bundle.problems(family, precision).items()
+        if entry.median_ns > 0 and entry.signature.serves(problem)
+    }

@@ -1,0 +1,86 @@
+"""Which family does a call that several can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from kernelforge_runtime.abi.device_info import GENERIC, DeviceInfo
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.bundle import Bundle, Entry, KernelSet, open_bundle
+from kernelforge_runtime.bundle import crossover as crossovers
+from kernelforge_runtime.bundle.crossover import Rival, contenders, fastest
+from tests.runtime.bundle_files import DEVICE, entry, write_bundle
+
+BOTH = ("usual", "rival")
+
+
+def size(n: int) -> Problem:
+    return Problem(N=n)
+
+
+def measured(family: str, times: dict[int, int]) -> list[Entry]:
+    return [entry(size(n), family, median_ns=ns) for n, ns in times.items()]
+
+
+def opened(folder: Path, entries: Sequence[Entry], device: DeviceInfo = DEVICE) -> Bundle:
+    return open_bundle(write_bundle(folder, device, list(entries)), DEVICE)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """The rival wins from 64 on; at 16 it was not measured."""
+    usual = measured("usual", {16: 10, 32: 200, 64: 400, 256: 1600})
+    return opened(tmp_path, [*usual, *measured("rival", {32: 300, 64: 300, 256: 500})])
+
+
+def test_the_faster_one_of_two_that_were_measured_on_the_problem_is_taken(bundle: Bundle) -> None:
+    assert fastest([bundle], BOTH, "f32", size(32)) == "usual"
+    assert fastest([bundle], BOTH, "f32", size(64)) == "rival"
+
+
+def test_between_tuned_problems_the_nearest_that_both_have_decides(bundle: Bundle) -> None:
+    assert fastest([bundle], BOTH, "f32", size(100)) == "rival"
+    assert fastest([bundle], BOTH, "f32", size(40)) == "usual"
+    assert fastest([bundle], BOTH, "f32", size(4096)) == "rival"
+    assert fastest([bundle], BOTH, "f32", size(16)) == "usual"  # by 32: at 16 only one was measured
+
+
+def test_of_several_rivals_the_one_that_gains_most_is_taken(tmp_path: Path) -> None:
+    entries = [*measured("usual", {64: 400}), *measured("b", {64: 300}), *measured("c", {64: 100})]
+    found = fastest([opened(tmp_path, entries)], ("usual", "b", "c"), "f32", size(64))
+    assert found == "c"
+
+
+def test_without_figures_of_both_the_usual_family_is_taken(tmp_path: Path) -> None:
+    one = opened(tmp_path / "one", measured("usual", {64: 400}))
+    other = opened(tmp_path / "other", measured("rival", {64: 1}))
+    unmeasured = [*measured("usual", {64: 0}), *measured("rival", {64: 0})]
+    generic = opened(tmp_path / "generic", unmeasured, GENERIC)
+    for bundles in ([], [one], [other], [generic], [one, other, generic]):
+        assert fastest(bundles, BOTH, "f32", size(64)) == "usual"
+
+
+def test_a_precision_is_judged_by_its_own_figures(tmp_path: Path) -> None:
+    entries = [*measured("usual", {64: 400}), *measured("rival", {64: 100})]
+    assert fastest([opened(tmp_path, entries)], BOTH, "f16", size(64)) == "usual"
+
+
+def test_kernels_of_a_rival_are_given_to_who_asks_for_the_usual_family(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = Rival("rival", lambda problem: problem["N"] >= 64)
+    monkeypatch.setitem(crossovers.RIVALS, "usual", (large,))
+    kernels = KernelSet([bundle])
+    assert kernels.select("usual", "f32", size(256)).entry.family == "rival"
+    assert kernels.select("usual", "f32", size(32)).entry.family == "usual"
+    assert kernels.select("rival", "f32", size(32)).entry.family == "rival"
+
+
+def test_products_of_halves_are_for_activations_of_halves_only() -> None:
+    product = {"M": 64, "K": 64, "S": 1, "T": 64, "Y": 32}
+    assert contenders("gemm", Problem(**product, X=32)) == ("gemm",)
+    assert contenders("gemm", Problem(**product, X=16)) == ("gemm", "gemm_coop", "gemm_coop2")
+    assert contenders("gemv", Problem(**product, X=16)) == ("gemv",)
