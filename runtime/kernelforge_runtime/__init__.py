@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 from kernelforge_runtime.bundle.select import KernelSet
+from kernelforge_runtime.engine.engine import Engine
 from kernelforge_runtime.engine.generate import Piece, generate
+from kernelforge_runtime.engine.request import Event, Request
 from kernelforge_runtime.errors import KernelForgeError
 from kernelforge_runtime.models import Model, Reference, load_reference
 from kernelforge_runtime.models import load_model as _load_model
@@ -15,11 +17,14 @@ from kernelforge_runtime.vk import Device, list_devices, open_device
 
 __all__ = [
     "Device",
+    "Engine",
+    "Event",
     "KernelForgeError",
     "KernelSet",
     "Model",
     "Piece",
     "Reference",
+    "Request",
     "Sampling",
     "State",
     "generate",

@@ -38,3 +38,7 @@ class ModelError(KernelForgeError):
 
 class TokenizerError(KernelForgeError):
     """Text cannot be turned into tokens, or a vocabulary cannot be loaded."""
+
+
+class RequestError(KernelForgeError):
+    """A request to the engine cannot be served as it is; nobody else's is touched."""

@@ -1,1 +1,1 @@
-"""From a prompt to text: prefill, decode, sampling, streaming."""
+"""From prompts to text: prefill, decode, sampling, streaming; of one prompt or of many at once."""

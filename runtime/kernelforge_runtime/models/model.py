@@ -116,6 +116,10 @@ class Model:
         """Reads a state file of this model, or a tuned initial state; see read_state_file."""
         return read_state_file(path, self.config)
 
+    def release(self, state: State) -> None:
+        """Brings a state back to the host, so that it occupies no slot."""
+        self._resident.release(state)
+
     # Steps
 
     def forward(
@@ -193,6 +197,22 @@ class Model:
                         logits[i] = rows[row]
                         del done[i]
         return logits, kept
+
+    def advance(
+        self, pieces: Sequence[NDArray[np.uint32]], states: Sequence[State], outputs: int
+    ) -> NDArray[np.float32]:
+        """One step, for who packs steps: a piece of every sequence, checked ids, at least one each.
+
+        Args:
+            pieces: of at most `slots` sequences, 256 tokens together.
+            states: of this model, one each, none twice; updated in place.
+            outputs: logits are read back for the last tokens of so many sequences, the first ones.
+
+        Returns:
+            Logits [outputs, V].
+        """
+        step = self._advance(pieces, states, "last")
+        return self._logits(step, outputs) if outputs else np.empty((0, self.config.vocab), "f4")
 
     def greedy(self, token: int, state: State) -> int:
         """Runs one token; the id of the largest logit, chosen on the device."""

@@ -30,6 +30,8 @@ class Reference:
     """
 
     device = None
+    slots = 256
+    """Sequences that `advance` takes; they run one after the other."""
 
     def __init__(
         self,
@@ -57,6 +59,9 @@ class Reference:
     def load_state(self, path: str | os.PathLike[str]) -> State:
         """Reads a state file of this model, or a tuned initial state; see read_state_file."""
         return read_state_file(path, self.config)
+
+    def release(self, state: State) -> None:
+        """Nothing to do: states are on the host."""
 
     def forward(
         self, tokens: Sequence[int], state: State | None = None, full_output: bool = False
@@ -94,6 +99,13 @@ class Reference:
         given = list(states) if states is not None else [None] * len(tokens)
         found = [self.forward(t, s) for t, s in zip(tokens, given, strict=True)]
         return np.stack([logits for logits, _ in found]), [state for _, state in found]
+
+    def advance(
+        self, pieces: Sequence[NDArray[np.uint32]], states: Sequence[State], outputs: int
+    ) -> NDArray[np.float32]:
+        """A piece of every sequence; logits [outputs, V] of the first ones' last tokens."""
+        found = [self.forward(p.tolist(), s)[0] for p, s in zip(pieces, states, strict=True)]
+        return np.array(found[:outputs], np.float32).reshape(outputs, self.config.vocab)
 
     def greedy(self, token: int, state: State) -> int:
         """Runs one token; the id of the largest logit."""

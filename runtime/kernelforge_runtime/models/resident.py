@@ -110,6 +110,13 @@ class ResidentStates:
             old.close()
         return True
 
+    def release(self, state: State) -> None:
+        """Brings one state back to the host; its slot is free."""
+        for slot in range(self.slots):
+            if self.state_in(slot) is state:
+                state.move_out()
+                self._held[slot] = None
+
     def move_out(self) -> None:
         """Brings every state back to the host."""
         for slot in range(self.slots):

@@ -7,6 +7,7 @@ top-p, top-k, and only then temperature, as a power on the probabilities that ar
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,17 +79,23 @@ class Sampling:
 class Sampler:
     """The choices of one sequence: counts what was chosen, owns its random numbers."""
 
-    def __init__(self, sampling: Sampling, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        tokenizer: Tokenizer | None = None,
+        draw: Callable[[], float] | None = None,
+    ) -> None:
         """Starts a sequence.
 
         Args:
             sampling: how to choose.
             tokenizer: tells which tokens are digits and blanks, which are not counted; without
                 one every token counts.
+            draw: gives numbers in [0, 1) in place of the sampling's seed.
         """
         self.sampling = sampling
         self._tokenizer = tokenizer
-        self._random = np.random.default_rng(sampling.seed)
+        self._draw = draw or np.random.default_rng(sampling.seed).random
         self._places: dict[int, int] = {}
         self._tokens = np.zeros(64, np.int64)
         self._counts = np.zeros(64, np.float64)
@@ -162,7 +169,7 @@ class Sampler:
         # Divided by the largest, which is 1: a small temperature cannot underflow it.
         scaled = weights[kept] ** (1.0 / sampling.temperature)
         total = np.cumsum(scaled)
-        place = int(np.searchsorted(total, self._random.random() * total[-1], side="right"))
+        place = int(np.searchsorted(total, self._draw() * total[-1], side="right"))
         return int(kept[min(place, len(kept) - 1)])
 
 

@@ -1,0 +1,306 @@
+"""Serves many requests with one model: whoever has something to run shares the next step.
+
+Each request has a slot while it runs; requests wait in the order in which they came. A step takes
+one token of everybody who decodes and fills up with prompts. What a request gets depends on its
+own prompt, terms and seed, not on who else is served (but for rounding: another number of tokens
+may take another kernel, which sums in another order). Synchronous, for one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelforge_runtime.engine.packing import pack
+from kernelforge_runtime.engine.request import Event, Reason, Request, Terms
+from kernelforge_runtime.errors import ModelError, RequestError, TokenizerError
+from kernelforge_runtime.models import Model, Reference
+from kernelforge_runtime.models.step_size import BUCKETS
+from kernelforge_runtime.models.tokens import check_tokens
+from kernelforge_runtime.state import State
+from kernelforge_runtime.text import Sampling, Tokenizer, load_tokenizer
+from kernelforge_runtime.text.draws import SEED_BITS
+
+LONGEST_PROMPT = 1 << 20
+"""Tokens; what is longer is more likely a mistake than a text."""
+
+
+class Engine:
+    """A model's slots, and the requests that have or await one.
+
+    Attributes:
+        model: what runs.
+        slots: requests that run at once.
+        chunk: tokens of a step at most: the more, the faster prompts are read, and the longer those
+            who decode meanwhile wait for their next token.
+        active: requests that have a slot.
+        waiting: requests that have none yet, the next one first.
+        steps: steps run so far.
+    """
+
+    def __init__(
+        self,
+        model: Model | Reference,
+        slots: int | None = None,
+        chunk: int = max(BUCKETS),
+        tokenizer: Tokenizer | None = None,
+        longest_prompt: int = LONGEST_PROMPT,
+    ) -> None:
+        """An engine without requests.
+
+        Args:
+            model: loaded with as many slots at least.
+            slots: the model's where None.
+            chunk: from `slots` to 256.
+            tokenizer: picked by the vocabulary's size where None; where none fits, prompts are ids
+                and there is no text.
+            longest_prompt: tokens that a prompt may have.
+
+        Raises:
+            RequestError: slots or chunk are not possible with this model.
+        """
+        self.model = model
+        self.slots = slots if slots is not None else model.slots
+        self.chunk, self.longest_prompt = chunk, longest_prompt
+        if not 1 <= self.slots <= model.slots:
+            raise RequestError(
+                f"an engine of {self.slots} slots: this model has 1 to {model.slots}; load it with "
+                "more"
+            )
+        if not self.slots <= chunk <= max(BUCKETS):
+            raise RequestError(
+                f"steps of {chunk} tokens for {self.slots} slots: take {self.slots} to "
+                f"{max(BUCKETS)}, so that every slot has its token"
+            )
+        self._no_tokenizer = ""
+        self.tokenizer: Tokenizer | None = tokenizer
+        try:
+            self.tokenizer = tokenizer or load_tokenizer("auto", model.config.vocab)
+        except TokenizerError as error:
+            self._no_tokenizer = str(error)
+        self.active: list[Request] = []
+        self.waiting: deque[Request] = deque()
+        self.steps = 0
+        self._events: list[Event] = []
+        self._numbers = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a step would do or tell anything."""
+        return bool(self.active or self.waiting or self._events)
+
+    # Requests
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int = 100,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        stop_tokens: Sequence[int] = (),
+        state: State | None = None,
+        keep_state: bool = False,
+        logits: bool = False,
+    ) -> Request:
+        """Queues a request; it gets a slot in a later step.
+
+        Args:
+            prompt: text, or token ids.
+            max_tokens: see Terms, as for what is not explained here.
+            sampling: the official defaults where None; without a seed it gets one.
+            stop: strings.
+            stop_tokens: ids.
+            state: to start from; copied, so that many requests can start from one.
+            keep_state: whether the state outlives the request.
+            logits: whether events carry logits.
+
+        Raises:
+            RequestError: what is asked is not possible. Nobody else notices.
+        """
+        try:
+            ids = self._tokens(prompt)
+            terms = self._terms(max_tokens, sampling, stop, stop_tokens)
+            if state is not None:
+                state.check(self.model.config.version, self.model.config.states)
+        except (ModelError, TokenizerError) as error:
+            raise RequestError(f"request refused: {error}") from None
+        terms = replace(terms, keep_state=keep_state, logits=logits)
+        return self._queue(ids, terms, state.clone() if state is not None else None)
+
+    def fork(
+        self,
+        request: Request,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        **changes: Any,
+    ) -> Request:
+        """A new request that goes on from where this one is; with its seed it says the same.
+
+        Args:
+            request: waits, runs, or has ended and kept its state.
+            max_tokens: in all, those of `request` included; as for it where None.
+            sampling: for what comes; as for `request` where None.
+            changes: of keep_state and logits.
+
+        Raises:
+            RequestError: its state is gone, or nothing is left to go on with.
+        """
+        if request.state is None and request.reason is not None:
+            raise RequestError(f"request {request.id} has ended without its state: ask to keep it")
+        if not len(request.pending):
+            raise RequestError(f"request {request.id} has ended its text: nothing follows")
+        old = request.terms
+        terms = self._terms(
+            old.max_tokens if max_tokens is None else max_tokens, sampling or old.sampling, (), ()
+        )
+        terms = replace(old, max_tokens=terms.max_tokens, sampling=terms.sampling, **changes)
+        state = request.state.clone() if request.state is not None else None
+        made = self._queue(request.prompt, terms, state, request.tokens)
+        made.pending = request.pending
+        return made
+
+    def cancel(self, request: Request) -> bool:
+        """Ends a request at once, wherever it is; False where it had ended already."""
+        if request.reason is not None:
+            return False
+        if request in self.waiting:
+            self.waiting.remove(request)
+        elif request in self.active:
+            self.active.remove(request)
+        else:
+            raise RequestError(f"request {request.id} is another engine's: cancel it there")
+        self._end(request, "cancelled")
+        return True
+
+    def state_of(self, request: Request) -> State:
+        """A copy of a request's state after all of its tokens, those that are pending included.
+
+        Raises:
+            RequestError: it is gone.
+        """
+        if request.state is None and request.reason is not None:
+            raise RequestError(f"request {request.id} has ended without its state: ask to keep it")
+        state = request.state.clone() if request.state is not None else self.model.new_state()
+        if len(request.pending):
+            self.model.forward([int(t) for t in request.pending], state)
+            self.model.release(state)  # it must not keep a slot from who runs
+        return state
+
+    def save(self, request: Request, path: str | os.PathLike[str]) -> None:
+        """Writes the state after all of a request's tokens; `load` and submit go on from it."""
+        self.state_of(request).save(path)
+
+    def load(self, path: str | os.PathLike[str]) -> State:
+        """Reads a state file of this model."""
+        return self.model.load_state(path)
+
+    # Steps
+
+    def run(self) -> Iterator[Event]:
+        """Steps until every request has ended; more may be submitted and cancelled meanwhile."""
+        while self.is_busy:
+            yield from self.step()
+
+    def step(self) -> list[Event]:
+        """Admits who waits, runs one step, and tells what came of it."""
+        while self.waiting and len(self.active) < self.slots:
+            request = self.waiting.popleft()
+            request.state = request.state or self.model.new_state()
+            self.active.append(request)
+        if self.active:
+            self._advance()
+        events, self._events = self._events, []
+        return events
+
+    def _advance(self) -> None:
+        counts = pack([len(r.pending) for r in self.active], self.chunk)
+        parts = list(zip(self.active, counts, strict=True))
+        # Who gets to its end comes first: only those logits are read back.
+        parts.sort(key=lambda part: part[1] < len(part[0].pending))
+        pieces = [request.pending[:count] for request, count in parts]
+        states = [request.state for request, _ in parts if request.state is not None]
+        ready = [request for request, count in parts if count == len(request.pending)]
+        wanted = [r for r in ready if r.terms.max_tokens]
+        logits = self.model.advance(pieces, states, len(ready) if wanted else 0)
+        self.steps += 1
+        for request, count in parts:
+            request.pending = request.pending[count:]
+        for row, request in enumerate(ready):
+            if request.terms.max_tokens:
+                self._tell(request.choose(logits[row]))
+            else:
+                self._end(request, "length")
+        self.active = [r for r in self.active if r.reason is None]
+
+    def _end(self, request: Request, reason: Reason) -> None:
+        self._tell(request.end(reason))
+
+    def _tell(self, event: Event) -> None:
+        request = event.request
+        if event.reason is not None and request.state is not None:
+            if request.terms.keep_state:
+                self.model.release(request.state)
+            else:
+                request.state = None  # its slot is free from here on
+        self._events.append(event)
+
+    def _queue(
+        self,
+        ids: NDArray[np.uint32],
+        terms: Terms,
+        state: State | None,
+        tokens: Sequence[int] = (),
+    ) -> Request:
+        self._numbers += 1
+        request = Request(self._numbers, ids, terms, self.tokenizer, tokens)
+        request.state = state
+        self.waiting.append(request)
+        return request
+
+    # What may be asked
+
+    def _tokens(self, prompt: str | Sequence[int]) -> NDArray[np.uint32]:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise TokenizerError(self._no_tokenizer)
+            prompt = self.tokenizer.encode(prompt)
+        try:
+            ids = check_tokens(prompt, self.model.config.vocab)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"the prompt is no list of token ids: {error}") from None
+        if len(ids) > self.longest_prompt:
+            raise ModelError(
+                f"the prompt has {len(ids)} tokens, this engine takes {self.longest_prompt}: "
+                "shorten it, or run its start first and go on from that state"
+            )
+        return ids
+
+    def _terms(
+        self,
+        max_tokens: int,
+        sampling: Sampling | None,
+        stop: Sequence[str],
+        stop_tokens: Sequence[int],
+    ) -> Terms:
+        whole = isinstance(max_tokens, (int, np.integer)) and not isinstance(max_tokens, bool)
+        if not whole or max_tokens < 0:
+            raise ModelError(f"max_tokens is {max_tokens!r}, it must be a whole number from 0 up")
+        if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
+            raise ModelError(f"stop is {stop!r}, it must be a list of strings, none empty")
+        if stop and self.tokenizer is None:
+            raise TokenizerError(f"stop strings need text: {self._no_tokenizer}")
+        if len(stop_tokens):
+            check_tokens(stop_tokens, self.model.config.vocab)
+        sampling = sampling if sampling is not None else Sampling()
+        if not isinstance(sampling, Sampling):
+            raise ModelError(f"sampling is {sampling!r}, it must be a Sampling")
+        if sampling.seed is None:
+            sampling = replace(sampling, seed=secrets.randbits(SEED_BITS))
+        return Terms(max_tokens, sampling, tuple(stop), frozenset(int(t) for t in stop_tokens))
