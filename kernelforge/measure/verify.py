@@ -1,5 +1,7 @@
 """Is a kernel's result right? Fresh random inputs, poisoned outputs, guard words, an oracle.
 
+After a run, no guard word on either side of any buffer may have changed, nor any input.
+
 Speed is measured elsewhere; a variant that fails here is never timed, and never packed.
 
 Tolerance. Weights are exact in the form they are stored in, because the oracle is given the same
@@ -29,10 +31,10 @@ from numpy.typing import NDArray
 from kernelforge.compile import compile_variant
 from kernelforge.errors import MeasureError
 from kernelforge.family import KernelFamily
-from kernelforge.measure.workspace import POISON, Workspace, dimension_names
+from kernelforge.measure.workspace import POISON, Held, Workspace, dimension_names, host_bytes
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.problem import Problem
-from kernelforge_runtime.abi.signature import Signature
+from kernelforge_runtime.abi.signature import Binding, Signature
 from kernelforge_runtime.dtypes import BF16, F16, F32, DType, decode
 from kernelforge_runtime.plan import Dispatch, Plan
 from kernelforge_runtime.vk import Device
@@ -205,6 +207,11 @@ class Verifier:
         self._seed = seed
 
     def _judge(self, signature: Signature, seed: int) -> Verification:
+        held = {b.name: self._workspace.read_back(b, self.problem) for b in signature.bindings}
+        for binding in signature.bindings:
+            if fault := self._trespass(binding, held[binding.name]):
+                where, reason = fault
+                return Verification(False, math.inf, 0.0, where, seed, f"{reason} (seed {seed})")
         worst: Verification | None = None
         for binding in signature.bindings:
             if binding.access == "read":
@@ -214,12 +221,7 @@ class Verifier:
                     f"{self._family.name}: the oracle gives {sorted(self._expected)} but not "
                     f"{binding.name}, which the kernel writes; add it to the oracle"
                 )
-            raw, guard = self._workspace.read_back(binding, self.problem)
-            touched = np.flatnonzero(guard != POISON)
-            if touched.size:
-                where = f"{binding.name}[end + word {int(touched[0])}]"
-                reason = f"wrote past the end of {binding.name}: {where} (seed {seed})"
-                return Verification(False, math.inf, 0.0, where, seed, reason)
+            raw = held[binding.name].data
             expected = np.asarray(self._expected[binding.name])
             found = raw.view(binding.dtype.np)[: expected.size]
             if found.size != expected.size:
@@ -240,6 +242,20 @@ class Verifier:
             if worst is None or result.max_error > worst.max_error:
                 worst = result
         return worst or Verification(True, 0.0, 0.0, "", seed)
+
+    def _trespass(self, binding: Binding, held: Held) -> tuple[str, str] | None:
+        """(where, why) if something was written that is not the kernel's to write."""
+        name = binding.name
+        if place := held.touched():
+            side = "past the end" if place.startswith("end") else "before the start"
+            return f"{name}[{place}]", f"wrote {side} of {name}: {name}[{place}]"
+        if binding.access == "read":
+            given = host_bytes(binding, self.problem, self._inputs).view(np.uint32)
+            changed = np.flatnonzero(held.data != given)
+            if changed.size:
+                where = f"{name}[word {int(changed[0])}]"
+                return where, f"wrote to {name}, which is only read: {where}"
+        return None
 
 
 def _unwritten(raw: NDArray[np.uint32], expected: NDArray[Any], dtype: DType) -> int:

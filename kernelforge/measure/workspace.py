@@ -1,14 +1,17 @@
-"""The buffers of one problem on a device, with poison in the outputs and guards after the ends.
+"""The buffers of one problem on a device, with poison in the outputs and guards on both sides.
 
-Every buffer is followed by guard words. After outputs they show writes past the end; after inputs
-they are NaN, so a kernel that reads past the end and uses what it read gets a wrong result here
-rather than a plausible one elsewhere. The kernel is handed the whole buffer, guards included:
-bounds checks of the driver would otherwise hide the mistake.
+Guard words stand before and after every buffer. They show writes outside of it; and they are NaN,
+so a kernel that reads outside and uses what it read gets a wrong result here rather than a
+plausible one elsewhere. The kernel is handed the buffer from its start, the guard behind it
+included: bounds checks of the driver would otherwise hide the mistake. What lies before the start
+of a descriptor no kernel can reach where the driver checks bounds, as software devices do; through
+an address it can.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,11 +20,36 @@ from numpy.typing import NDArray
 from kernelforge.errors import MeasureError
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding, Signature
-from kernelforge_runtime.vk import Buffer, Device
+from kernelforge_runtime.vk import Buffer, BufferSlice, Device
 
 POISON = 0x7FC0DEAD
 """A float32 NaN with a mark in it; its upper half is a NaN in float16 and bfloat16 too."""
 GUARD_WORDS = 256
+"""On each side; as bytes a multiple of every alignment that Vulkan lets a device ask for."""
+_GUARD_BYTES = 4 * GUARD_WORDS
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a buffer holds after a run, as words.
+
+    Attributes:
+        data: of the binding.
+        before: the guard words in front of it.
+        after: the guard words behind it.
+    """
+
+    data: NDArray[np.uint32]
+    before: NDArray[np.uint32]
+    after: NDArray[np.uint32]
+
+    def touched(self) -> str:
+        """Where a guard word was written, e.g. `end + word 0`; empty where none was."""
+        if (after := np.flatnonzero(self.after != POISON)).size:
+            return f"end + word {int(after[0])}"
+        if (before := np.flatnonzero(self.before != POISON)).size:
+            return f"start - word {GUARD_WORDS - int(before[-1])}"
+        return ""
 
 
 def _words(nbytes: int) -> int:
@@ -46,7 +74,7 @@ class Workspace:
 
     def load(
         self, signature: Signature, problem: Problem, inputs: Mapping[str, NDArray[Any]]
-    ) -> dict[str, Buffer]:
+    ) -> dict[str, BufferSlice]:
         """Buffers for every binding: inputs uploaded, outputs and guards poisoned.
 
         Args:
@@ -62,20 +90,20 @@ class Workspace:
             buffer = self._reserve(binding.name, binding.nbytes(problem))
             buffer.fill(POISON)
             if binding.access != "write":
-                buffer.upload(host_bytes(binding, problem, inputs))
-            buffers[binding.name] = buffer
+                buffer.upload(host_bytes(binding, problem, inputs), _GUARD_BYTES)
+            rest = buffer.nbytes - _GUARD_BYTES
+            buffers[binding.name] = buffer.slice(_GUARD_BYTES, rest)
         return buffers
 
-    def read_back(
-        self, binding: Binding, problem: Problem
-    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-        """An output as words, and the guard words after it."""
+    def read_back(self, binding: Binding, problem: Problem) -> Held:
+        """What the buffer of a binding and the guards around it hold now."""
         count = _words(binding.nbytes(problem))
-        data = self._buffers[binding.name].download(np.uint32, (count + GUARD_WORDS,))
-        return data[:count], data[count:]
+        words = self._buffers[binding.name].download(np.uint32, (count + 2 * GUARD_WORDS,))
+        end = GUARD_WORDS + count
+        return Held(words[GUARD_WORDS:end], words[:GUARD_WORDS], words[end:])
 
     def _reserve(self, name: str, nbytes: int) -> Buffer:
-        needed = 4 * (_words(nbytes) + GUARD_WORDS)
+        needed = 4 * _words(nbytes) + 2 * _GUARD_BYTES
         buffer = self._buffers.get(name)
         if buffer is None or buffer.nbytes < needed:
             if buffer is not None:
