@@ -35,3 +35,7 @@ class ReportError(KernelForgeError):
 
 class ConvertError(KernelForgeError):
     """A model file could not be converted."""
+
+
+class PeerError(KernelForgeError):
+    """Another engine could not be run, or cannot run this model."""

@@ -1,7 +1,8 @@
 """Measures prefill and decode in tokens per second.
 
 pp256 is prefill of a prompt of 256 tokens, tg64 is decoding of 64 tokens, one by one. With
---compare-bundle two bundles take turns, and the ratio of each pair says how much one is faster.
+--compare-bundle two bundles take turns, and the ratio of each pair says how much one is faster;
+--peer does the same with other engines, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from kernelforge import __version__
 from kernelforge.cli import options
+from kernelforge.cli.bench_peers import (
+    PeerSubject,
+    check_names,
+    opened_peers,
+    peer_facts,
+    working_peers,
+)
 from kernelforge.cli.bench_tables import document, percent, print_csv, print_tables
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
@@ -24,9 +32,10 @@ from kernelforge.report.bench_journal import BENCH_FILE, BenchRecord, append_ben
 from kernelforge_runtime.errors import KernelForgeError
 
 if TYPE_CHECKING:
-    from kernelforge.cli.model_bench import Samples, Subject
+    from kernelforge.cli.model_bench import Subject
     from kernelforge.measure.baseline import Ceilings
     from kernelforge_runtime.bundle import KernelSet
+    from kernelforge_runtime.models import Model, Reference
     from kernelforge_runtime.vk import Device
 
 CPU = "cpu"
@@ -55,6 +64,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare-bundle",
         metavar="FOLDER",
         help="a second bundle, run in turns with the first; generic: the one that is not tuned",
+    )
+    parser.add_argument(
+        "--peer",
+        type=_names,
+        default=(),
+        metavar="NAME,..",
+        help="other engines that take turns with ours: rwkv, web-rwkv (their packages: "
+        "pip install 'kernelforge[peers]')",
+    )
+    parser.add_argument(
+        "--peer-python",
+        metavar="PYTHON",
+        help="the interpreter that has the peers' packages (default: this one)",
     )
     parser.add_argument(
         "--pp",
@@ -89,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--device cpu has no kernels: bundles need a Vulkan device")
     if args.threads and args.device != CPU:
         raise UsageError("--threads is of --device cpu")
+    if wrong := check_names(args.peer):
+        raise UsageError(wrong)
     output = Output(args)
     path = options.model_file(args, output.note)
     _check(path, args.weights)
@@ -150,16 +174,18 @@ def _run_reference(args: argparse.Namespace, path: Path, output: Output) -> list
     from kernelforge_runtime.models import load_reference
 
     setting = _Run.of(args, path)
-    records = []
+    records: list[BenchRecord] = []
     known = {"device": "numpy", "device_name": "NumPy", "device_type": CPU, "driver": ""}
-    with ProgressBar(output, "bench") as bar:
+    with ProgressBar(output, "bench") as bar, _peers(args, path, output) as peers:
         for weights in args.weights:
             note = _format(weights, args.activations)
             with load_reference(
                 path, weights=weights, activations=args.activations, threads=args.threads
             ) as model:
                 subjects = [Subject("numpy", model)]
-                records += _measure(setting, subjects, note, [known], bar)
+                peers = working_peers(model, note, peers, output)
+                facts = [known, *(peer_facts(peer, known) for peer in peers)]
+                records += _measure(setting, model, [*subjects, *peers], note, facts, bar)
     return records
 
 
@@ -180,15 +206,30 @@ def _run_device(
             options.journal_folder(args.journal, device.info.slug), "--journal"
         )
         ceilings = _ceilings(device, output)
-        with ProgressBar(output, "bench") as bar:
+        with ProgressBar(output, "bench") as bar, _peers(args, path, output) as peers:
             for weights in args.weights:
                 note = _format(weights, args.activations)
                 with _loaded(path, device, kernels, weights, args.activations) as subjects:
+                    model = subjects[0].model
+                    peers = working_peers(model, note, peers, output)
                     known = [_device_facts(device, s, ceilings) for s in subjects]
-                    found = _measure(setting, subjects, note, known, bar)
+                    known += [peer_facts(peer, known[0]) for peer in peers]
+                    found = _measure(setting, model, [*subjects, *peers], note, known, bar)
                 append_bench(folder / BENCH_FILE, found, None if records else ceilings)
                 records += found
     return records, ceilings
+
+
+@contextlib.contextmanager
+def _peers(args: argparse.Namespace, path: Path, output: Output) -> Iterator[list[PeerSubject]]:
+    from kernelforge.resources import cache_dir
+
+    if not args.peer:
+        yield []
+        return
+    cache = cache_dir() / "models"
+    with opened_peers(args.peer, path, cache, args.peer_python, output) as peers:
+        yield peers
 
 
 def _format(weights: str, activations: str) -> str:
@@ -256,53 +297,43 @@ def _device_facts(device: Device, subject: Subject, ceilings: Ceilings | None) -
 
 def _measure(
     setting: _Run,
-    subjects: Sequence[Subject],
+    model: Model | Reference,
+    subjects: Sequence[Subject | PeerSubject],
     weights: str,
     known: Sequence[dict[str, Any]],
     bar: ProgressBar,
 ) -> list[BenchRecord]:
-    """Every test on these subjects, as records."""
+    """Every test on these subjects, as records; `model` is that of the first."""
     from kernelforge.cli.model_bench import measure
+    from kernelforge.cli.state_size import state_bytes
 
     records = []
+    config = model.config
+    common = {
+        "time": setting.time,
+        "model": setting.path.stem,
+        "version": config.version,
+        "sizes": f"L{config.layers} C{config.width} V{config.vocab}",
+        "parameters": config.parameters,
+        "weights": weights,
+        "state_bytes": state_bytes(config),
+        "kernelforge": __version__,
+        "pair": f"{setting.time} {weights}" if len(subjects) > 1 else "",
+        **{"bundle": "", "bundle_sha256": "", "kernels": "NumPy"},
+    }
     for number, (test, tokens) in enumerate(setting.tests):
         bar.show(number, len(setting.tests), f"{weights} {test}{tokens}")
         found = measure(subjects, test, tokens, setting.repetitions)
-        for subject, facts, samples in zip(subjects, known, found, strict=True):
-            pair = setting.time if len(subjects) > 1 else ""
-            record = _record(setting, subject, weights, f"{test}{tokens}", facts, samples, pair)
+        for facts, samples in zip(known, found, strict=True):
+            record = BenchRecord(
+                **{**common, **facts},
+                test=f"{test}{tokens}",
+                tok_per_s=tuple(samples.tok_per_s),
+                host_us=samples.host_median_us if test == "tg" else float("nan"),
+            )
             records.append(record)
             bar.line(
-                f"{record.model}  {weights:<4}  {record.bundle:<12}  {record.test:<6}  "
+                f"{record.model}  {record.weights:<4}  {record.bundle:<12}  {record.test:<6}  "
                 f"{record.median:10.2f} tok/s  spread {percent(record.spread / record.median)}"
             )
     return records
-
-
-def _record(
-    setting: _Run,
-    subject: Subject,
-    weights: str,
-    test: str,
-    facts: dict[str, Any],
-    samples: Samples,
-    pair: str,
-) -> BenchRecord:
-    from kernelforge.cli.state_size import state_bytes
-
-    config = subject.model.config
-    return BenchRecord(
-        **{"bundle": "", "bundle_sha256": "", "kernels": "NumPy", **facts},
-        time=setting.time,
-        model=setting.path.stem,
-        version=config.version,
-        sizes=f"L{config.layers} C{config.width} V{config.vocab}",
-        parameters=config.parameters,
-        weights=weights,
-        test=test,
-        tok_per_s=tuple(samples.tok_per_s),
-        pair=pair,
-        host_us=samples.host_median_us if test.startswith("tg") else float("nan"),
-        state_bytes=state_bytes(config),
-        kernelforge=__version__,
-    )

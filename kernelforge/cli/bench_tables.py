@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -27,11 +26,15 @@ Ratio = tuple[BenchRecord, BenchRecord, Interval]
 
 
 def find_ratios(records: Sequence[BenchRecord]) -> list[Ratio]:
-    """(first, second, how many times faster the first is) of records that took turns."""
+    """(first, other, how many times faster the first is) of records that took turns."""
+    turns: dict[tuple[str, str], list[BenchRecord]] = {}
+    for record in records:
+        if record.pair:
+            turns.setdefault((record.pair, record.test), []).append(record)
     return [
-        (first, second, paired(first, second))
-        for first, second in itertools.pairwise(records)
-        if first.pair and (first.weights, first.test) == (second.weights, second.test)
+        (first, other, paired(first, other))
+        for first, *others in turns.values()
+        for other in others
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -83,7 +84,24 @@ class Subject:
         self._token = token
 
 
-def measure(subjects: Sequence[Subject], test: str, tokens: int, repetitions: int) -> list[Samples]:
+class Runs(Protocol):
+    """What can be measured: a loaded model of ours, or another engine."""
+
+    @property
+    def model(self) -> Model | Reference | None:
+        """Ours; None of another engine."""
+
+    def prefill(self, tokens: int) -> tuple[float, float]:
+        """Runs a prompt: (tokens per second, host us per token)."""
+
+    def decode(self, tokens: int) -> tuple[float, float]:
+        """Runs tokens one by one: (tokens per second, host us per token)."""
+
+    def warm(self, test: str, tokens: int) -> None:
+        """What need not be measured."""
+
+
+def measure(subjects: Sequence[Runs], test: str, tokens: int, repetitions: int) -> list[Samples]:
     """Runs a test on each subject in turns: A B A B ...
 
     Args:

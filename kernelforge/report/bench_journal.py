@@ -48,6 +48,7 @@ class BenchRecord:
         state_bytes: recurrent state of one sequence.
         dispatches: of decoding: per token.
         read_gbps: measured read bandwidth of the device at the time.
+        peer: another engine's name; then `bundle` is its version. "" of ours.
     """
 
     time: str
@@ -72,6 +73,7 @@ class BenchRecord:
     dispatches: int = 0
     read_gbps: float = math.nan
     kernelforge: str = ""
+    peer: str = ""
 
     @property
     def median(self) -> float:

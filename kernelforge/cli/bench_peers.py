@@ -1,0 +1,130 @@
+"""Other engines as subjects of a bench: opened, logits compared, then run in turns with ours."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernelforge.cli.output import Output
+from kernelforge.errors import PeerError
+from kernelforge.peers import ENGINES, Engine, Subject, open_peer
+from kernelforge_runtime.models import Model, Reference, recognise
+from kernelforge_runtime.weights import open_checkpoint
+
+WARM_TOKENS = 4
+_SEED = 2
+_COMPARED = 6
+"""Tokens after which logits are compared."""
+
+
+class PeerSubject:
+    """Another engine in the place of a loaded model, see `model_bench.Subject`.
+
+    Its tokens are fixed: picking the next one is left out, in the peer's favour.
+    """
+
+    model = None
+
+    def __init__(self, engine: Engine) -> None:
+        self.name, self.engine = engine.label, engine
+        tokens = np.random.default_rng(_SEED).integers(0, engine.vocab, 1 << 16)
+        self.tokens: list[int] = tokens.tolist()
+
+    def prefill(self, tokens: int) -> tuple[float, float]:
+        """Runs a prompt: (tokens per second, NaN)."""
+        return tokens / self.engine.prefill_s(self.tokens[:tokens]), float("nan")
+
+    def decode(self, tokens: int) -> tuple[float, float]:
+        """Tokens one by one: (tokens per second, NaN)."""
+        return tokens / self.engine.decode_s(self.tokens[:tokens]), float("nan")
+
+    def warm(self, test: str, tokens: int) -> None:
+        """Lets it allocate and compile what the test needs."""
+        if test == "pp":
+            self.prefill(tokens)
+        else:
+            self.decode(min(tokens, WARM_TOKENS))
+
+
+def peer_facts(peer: PeerSubject, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What a peer's records say of it; `known`: of ours, which names the device."""
+    of_device = ("device", "device_name", "device_type", "driver")
+    return {
+        **{name: known[name] for name in of_device},
+        "model": peer.engine.model,
+        "weights": peer.engine.weights,
+        "bundle": peer.name,
+        "kernels": "another engine",
+        "peer": peer.engine.name,
+        "state_bytes": 0,
+    }
+
+
+def check_names(names: Sequence[str]) -> str | None:
+    """What is wrong with the names of peers; None if nothing is."""
+    unknown = [name for name in names if name not in ENGINES]
+    return f"--peer {unknown[0]}: there are {', '.join(ENGINES)}" if unknown else None
+
+
+@contextlib.contextmanager
+def opened_peers(
+    names: Sequence[str],
+    model: Path,
+    cache: Path,
+    python: str | None,
+    output: Output,
+) -> Iterator[list[PeerSubject]]:
+    """Every peer that can be run; one that cannot be is named with its reason, and left out."""
+    with open_checkpoint(model) as checkpoint:
+        config = recognise(checkpoint).read_config(checkpoint)
+    subject = Subject(model, config.version, config.layers, config.width, config.vocab)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kernelforge-peers-")))
+        found = []
+        for name in names:
+            try:
+                engine = stack.enter_context(open_peer(name, subject, folder, cache, python))
+            except PeerError as error:
+                output.note(f"peer {name} is left out: {error}")
+                continue
+            if not engine.same_model:
+                output.note(
+                    f"peer {name} does not know this version: it runs {engine.model}, "
+                    "random weights of the same sizes, and its logits are not compared"
+                )
+            found.append(PeerSubject(engine))
+        yield found
+
+
+def working_peers(
+    model: Model | Reference, weights: str, peers: Sequence[PeerSubject], output: Output
+) -> list[PeerSubject]:
+    """Those that answer, after saying how far each one's logits are from ours."""
+    found = []
+    for peer in peers:
+        try:
+            if peer.engine.same_model:
+                output.note(_compared(model, weights, peer))
+            peer.warm("tg", WARM_TOKENS)
+        except PeerError as error:
+            output.note(f"peer {peer.engine.name} is left out: {error}")
+        else:
+            found.append(peer)
+    return found
+
+
+def _compared(model: Model | Reference, weights: str, peer: PeerSubject) -> str:
+    tokens = peer.tokens[:_COMPARED]
+    ours, _ = model.forward(tokens)
+    theirs = peer.engine.logits(tokens)[: len(ours)]
+    same = "the same" if int(np.argmax(ours)) == int(np.argmax(theirs)) else "another"
+    return (
+        f"logits after {len(tokens)} tokens, ours in {weights} and {peer.name} in "
+        f"{peer.engine.weights}: at most {np.abs(ours - theirs).max():.2g} apart, of "
+        f"{np.abs(theirs).max():.3g}; {same} most likely token"
+    )

@@ -1,0 +1,71 @@
+"""Matrix products by torch, as the limit that a device's own products are compared with."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kernelforge.peers.process import PeerProcess
+
+START_S = 120.0
+PRODUCT_S = 120.0
+
+
+@dataclass(frozen=True)
+class MatmulLimits:
+    """What torch reached.
+
+    Attributes:
+        label: torch's version, where it ran, threads.
+        size: M, N and K.
+        gflops: by format; multiply and add are two.
+    """
+
+    label: str
+    size: int
+    gflops: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> MatmulLimits:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        gflops = {str(name): float(value) for name, value in data["gflops"].items()}
+        return cls(str(data["label"]), int(data["size"]), gflops)
+
+
+def measure_matmul(
+    size: int = 1024,
+    formats: tuple[str, ...] = ("f32",),
+    python: str | None = None,
+    threads: int = 0,
+) -> MatmulLimits:
+    """Multiplies square matrices with torch.
+
+    Args:
+        size: M, N and K.
+        formats: f32, f16, bf16.
+        python: the interpreter that has torch; this one by default.
+        threads: of torch; 0: as many as it takes.
+
+    Raises:
+        PeerError: there is no torch, or it failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        process = PeerProcess("matmul", Path(folder), python)
+        try:
+            label = process.ask("load", START_S, path="", threads=threads)
+            gflops = {
+                name: process.ask("matmul", PRODUCT_S, size=size, dtype=name) for name in formats
+            }
+        finally:
+            process.close()
+    return MatmulLimits(label, size, gflops)
