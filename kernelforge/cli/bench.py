@@ -20,6 +20,7 @@ from kernelforge.cli import options
 from kernelforge.cli.bench_peers import (
     PeerSubject,
     check_names,
+    matmul_limits,
     opened_peers,
     peer_facts,
     working_peers,
@@ -70,8 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=(),
         metavar="NAME,..",
-        help="other engines that take turns with ours: rwkv, web-rwkv (their packages: "
-        "pip install 'kernelforge[peers]')",
+        help="other engines that take turns with ours: rwkv, web-rwkv; torch: its matrix products, "
+        "for the report (packages: pip install 'kernelforge[peers]')",
     )
     parser.add_argument(
         "--peer-python",
@@ -206,6 +207,7 @@ def _run_device(
             options.journal_folder(args.journal, device.info.slug), "--journal"
         )
         ceilings = _ceilings(device, output)
+        matmul = matmul_limits(args.peer, args.peer_python, output)
         with ProgressBar(output, "bench") as bar, _peers(args, path, output) as peers:
             for weights in args.weights:
                 note = _format(weights, args.activations)
@@ -215,7 +217,13 @@ def _run_device(
                     known = [_device_facts(device, s, ceilings) for s in subjects]
                     known += [peer_facts(peer, known[0]) for peer in peers]
                     found = _measure(setting, model, [*subjects, *peers], note, known, bar)
-                append_bench(folder / BENCH_FILE, found, None if records else ceilings)
+                first = not records
+                append_bench(
+                    folder / BENCH_FILE,
+                    found,
+                    ceilings if first else None,
+                    matmul if first else None,
+                )
                 records += found
     return records, ceilings
 

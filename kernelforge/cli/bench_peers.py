@@ -12,10 +12,12 @@ import numpy as np
 
 from kernelforge.cli.output import Output
 from kernelforge.errors import PeerError
-from kernelforge.peers import ENGINES, Engine, Subject, open_peer
+from kernelforge.peers import ENGINES, Engine, Subject, measure_matmul, open_peer
 from kernelforge_runtime.models import Model, Reference, recognise
 from kernelforge_runtime.weights import open_checkpoint
 
+TORCH = "torch"
+"""No engine: its matrix products are a limit to compare with."""
 WARM_TOKENS = 4
 _SEED = 2
 _COMPARED = 6
@@ -67,8 +69,25 @@ def peer_facts(peer: PeerSubject, known: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_names(names: Sequence[str]) -> str | None:
     """What is wrong with the names of peers; None if nothing is."""
-    unknown = [name for name in names if name not in ENGINES]
-    return f"--peer {unknown[0]}: there are {', '.join(ENGINES)}" if unknown else None
+    known = (*ENGINES, TORCH)
+    unknown = [name for name in names if name not in known]
+    return f"--peer {unknown[0]}: there are {', '.join(known)}" if unknown else None
+
+
+def matmul_limits(
+    names: Sequence[str], python: str | None, output: Output
+) -> dict[str, Any] | None:
+    """What torch's products reach, where it was asked for and is there."""
+    if TORCH not in names:
+        return None
+    try:
+        limits = measure_matmul(python=python)
+    except PeerError as error:
+        output.note(f"peer {TORCH} is left out: {error}")
+        return None
+    found = ", ".join(f"{speed:.0f} GFLOP/s in {name}" for name, speed in limits.gflops.items())
+    output.note(f"{limits.label}: {limits.size} x {limits.size} matrices, {found}")
+    return limits.to_json()
 
 
 @contextlib.contextmanager
@@ -86,7 +105,7 @@ def opened_peers(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kernelforge-peers-")))
         found = []
-        for name in names:
+        for name in (name for name in names if name != TORCH):
             try:
                 engine = stack.enter_context(open_peer(name, subject, folder, cache, python))
             except PeerError as error:

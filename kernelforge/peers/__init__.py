@@ -5,13 +5,12 @@ that needs nothing of KernelForge, so that it may live in another Python environ
 """
 
 from kernelforge.peers.engines import ENGINES, Engine, Subject, open_peer
-from kernelforge.peers.limits import MatmulLimits, measure_matmul
+from kernelforge.peers.limits import measure_matmul
 from kernelforge.peers.process import PeerProcess
 
 __all__ = [
     "ENGINES",
     "Engine",
-    "MatmulLimits",
     "PeerProcess",
     "Subject",
     "measure_matmul",

@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from kernelforge.peers.process import PeerProcess
+from kernelforge.report.comparisons import MatmulLimits
 
 START_S = 120.0
 PRODUCT_S = 120.0
-
-
-@dataclass(frozen=True)
-class MatmulLimits:
-    """What torch reached.
-
-    Attributes:
-        label: torch's version, where it ran, threads.
-        size: M, N and K.
-        gflops: by format; multiply and add are two.
-    """
-
-    label: str
-    size: int
-    gflops: dict[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> MatmulLimits:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is something else.
-        """
-        gflops = {str(name): float(value) for name, value in data["gflops"].items()}
-        return cls(str(data["label"]), int(data["size"]), gflops)
 
 
 def measure_matmul(

@@ -143,9 +143,12 @@ def paired(tuned: BenchRecord, other: BenchRecord) -> statistics.Interval:
 
 
 def append_bench(
-    path: Path, records: Sequence[BenchRecord], ceilings: Ceilings | None = None
+    path: Path,
+    records: Sequence[BenchRecord],
+    ceilings: Ceilings | None = None,
+    matmul: Mapping[str, Any] | None = None,
 ) -> None:
-    """Adds records, and the ceilings measured with them, in one write.
+    """Adds records, and the ceilings and the other library's products measured with them, at once.
 
     Raises:
         ReportError: the file cannot be written.
@@ -154,6 +157,8 @@ def append_bench(
     if ceilings is not None:
         time = max((record.time for record in records), default="")
         lines.insert(0, {"kind": "ceilings", "time": time, **ceilings.to_json()})
+    if matmul is not None:
+        lines.append({"kind": "matmul", **matmul})
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +172,23 @@ def append_bench(
         raise ReportError(
             f"cannot write {path}: {error.strerror or error}; name another folder in XDG_DATA_HOME"
         ) from error
+
+
+def read_matmul(path: Path) -> dict[str, Any] | None:
+    """The last record of another library's matrix products; None where there is none."""
+    found = None
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return None
+    for line in lines:
+        if b'"matmul"' in line:
+            try:
+                data = json.loads(line)
+                found = data if data.get("kind") == "matmul" else found
+            except (ValueError, AttributeError):
+                continue
+    return found
 
 
 def read_bench(path: Path) -> tuple[list[BenchRecord], Ceilings | None]:
@@ -192,7 +214,7 @@ def read_bench(path: Path) -> tuple[list[BenchRecord], Ceilings | None]:
             data = json.loads(line)
             if data["kind"] == "ceilings":
                 ceilings = Ceilings.from_json(data)
-            else:
+            elif data["kind"] == "bench":
                 records.append(BenchRecord.from_json(data))
         except (ValueError, TypeError, KeyError, ReportError, MeasureError) as error:
             log.warning("%s line %d is damaged and was skipped (%s)", path, number, error)

@@ -17,7 +17,14 @@ from kernelforge.compile import find_compiler
 from kernelforge.errors import CompileError, MeasureError, ReportError
 from kernelforge.measure.baseline import Ceilings
 from kernelforge.measure.measurement import Measurement
-from kernelforge.report.bench_journal import BENCH_FILE, BenchRecord, read_bench
+from kernelforge.report.bench_journal import BENCH_FILE, BenchRecord, read_bench, read_matmul
+from kernelforge.report.comparisons import (
+    MatmulLimits,
+    PeerRow,
+    ProductRow,
+    peer_rows,
+    product_rows,
+)
 from kernelforge.report.kernels import KernelRow, kernel_rows
 from kernelforge.report.models import ModelRow, model_rows
 from kernelforge.tune.journal import read_journal
@@ -47,6 +54,9 @@ class Frame:
         ceilings: what the device can do at best; None where it was not measured.
         kernels: a row per tuned problem.
         models: a row per model bench.
+        peers: a row per test that another engine took turns in.
+        products: a row per square matrix product.
+        matmul: what another library's product reached; None where not measured.
         time: of the newest record, UTC; "" where no record has one.
         provenance: what made the numbers, label to text.
         commands: that make them again.
@@ -61,6 +71,9 @@ class Frame:
     ceilings: Ceilings | None
     kernels: tuple[KernelRow, ...]
     models: tuple[ModelRow, ...]
+    peers: tuple[PeerRow, ...]
+    products: tuple[ProductRow, ...]
+    matmul: MatmulLimits | None
     time: str
     provenance: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
@@ -85,7 +98,8 @@ def gather(folder: Path, slug: str, bundle: Path | None = None, model: str | Non
     ceilings = _ceilings(folder, bench_ceilings, opened)
     entries = opened.manifest.entries if opened else ()
     kernels = kernel_rows(measurements, entries, ceilings)
-    models = model_rows(benches, model)
+    models = model_rows([bench for bench in benches if not bench.peer], model)
+    matmul = _matmul(folder / BENCH_FILE)
     if not kernels and not models:
         raise ReportError(nothing(folder))
     known = opened.manifest.device if opened else None
@@ -101,6 +115,9 @@ def gather(folder: Path, slug: str, bundle: Path | None = None, model: str | Non
         ceilings=ceilings,
         kernels=tuple(kernels),
         models=tuple(models),
+        peers=tuple(peer_rows(benches, model)),
+        products=tuple(product_rows(kernels, matmul)),
+        matmul=matmul,
         time=time,
         provenance=_provenance(opened, measurements, benches, time),
         commands=_commands(slug, kernels, models),
@@ -160,6 +177,15 @@ def _ceilings(folder: Path, bench: Ceilings | None, bundle: Bundle | None) -> Ce
         except MeasureError as error:
             log.info("%s: %s", bundle.path, error)
     return bench
+
+
+def _matmul(path: Path) -> MatmulLimits | None:
+    data = read_matmul(path)
+    try:
+        return MatmulLimits.from_json(data) if data else None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        log.warning("%s: a record of matrix products cannot be used: %s", path, error)
+        return None
 
 
 def _newest_time(folder: Path) -> str:

@@ -18,7 +18,9 @@ def render_page(frame: Frame, tables: list[Table]) -> str:
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined
     )
     environment.globals["wbr"] = Markup(".<wbr>")  # long variant names break at their dots
-    by_name: dict[str, Table | None] = dict.fromkeys(("kernels", "models", "ceilings", "history"))
+    by_name: dict[str, Table | None] = dict.fromkeys(
+        ("kernels", "models", "peers", "products", "ceilings", "history")
+    )
     by_name.update({table.name: table for table in tables})
     limits = frame.ceilings
     return environment.get_template("page.html.j2").render(

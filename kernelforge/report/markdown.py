@@ -19,11 +19,11 @@ def render_markdown(frame: Frame, tables: list[Table]) -> str:
         "kernels": summary.speedup_sentence(frame),
         "ceilings": summary.share_sentence(frame),
     }
-    order = {"models": 0, "kernels": 1, "ceilings": 2}
+    order = {"models": 0, "peers": 1, "products": 2, "kernels": 3, "ceilings": 4}
     for table in sorted((t for t in tables if t.name in order), key=lambda t: order[t.name]):
         lines += ["", f"## {table.title}", ""]
-        if sentences[table.name]:
-            lines += [sentences[table.name], ""]
+        if sentence := sentences.get(table.name):
+            lines += [sentence, ""]
         lines += [table.to_markdown(), "", f"{table.note} The same numbers: `{table.name}.csv`."]
     lines += ["", "## Device", ""]
     lines += [f"* {key}: {value}" for key, value in frame.card] or ["Only its name is known."]

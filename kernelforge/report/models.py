@@ -51,7 +51,7 @@ def model_rows(records: Iterable[BenchRecord], model: str | None = None) -> list
 
 
 def _compared(record: BenchRecord, generic: BenchRecord | None) -> ModelRow:
-    if generic is None or record.is_generic or record.peer:
+    if generic is None or record.is_generic:
         return ModelRow(record)
     if record.pair and record.pair == generic.pair and len(record.tok_per_s) > 1:
         found = paired(record, generic)

@@ -7,6 +7,7 @@ import io
 import math
 from dataclasses import dataclass
 
+from kernelforge.report.comparisons import PeerRow, ProductRow
 from kernelforge.report.frame import Frame
 from kernelforge.report.kernels import KernelRow
 from kernelforge.report.models import ModelRow
@@ -104,6 +105,28 @@ CEILING_COLUMNS = (
     Column("value", "measured"),
     Column("unit", "unit", False),
 )
+PEER_COLUMNS = (
+    Column("model", "model", False),
+    Column("weights", "weights", False),
+    Column("test", "test", False),
+    Column("tok_per_s", "tok/s"),
+    Column("peer", "other engine", False),
+    Column("peer_model", "its model", False),
+    Column("peer_weights", "its weights", False),
+    Column("peer_tok_per_s", "its tok/s"),
+    Column("ratio", "ratio"),
+    Column("ratio_interval", "95 % interval", False),
+)
+PRODUCT_COLUMNS = (
+    Column("family", "family", False),
+    Column("precision", "type", False),
+    Column("size", "M = N = K"),
+    Column("default_gflops", "default GFLOP/s"),
+    Column("tuned_gflops", "tuned GFLOP/s"),
+    Column("ratio", "tuned / default"),
+    Column("torch_f32_gflops", "torch f32 GFLOP/s"),
+    Column("share_percent", "share %"),
+)
 HISTORY_COLUMNS = (
     Column("family", "family", False),
     Column("precision", "type", False),
@@ -130,8 +153,9 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def tables(frame: Frame) -> list[Table]:
-    """Every table with rows: kernels, models, ceilings, history."""
-    found = [kernel_table(frame), model_table(frame), ceiling_table(frame), history_table(frame)]
+    """Every table with rows."""
+    makers = (kernel_table, model_table, peer_table, product_table, ceiling_table, history_table)
+    found = [make(frame) for make in makers]
     return [table for table in found if table.rows]
 
 
@@ -158,6 +182,31 @@ def model_table(frame: Frame) -> Table:
         tuple(_model(row) for row in frame.models),
         "pp is prefill of a prompt of so many tokens, tg is decoding of so many, one by one; "
         "tok/s is the median, by the wall clock. Host time is what Python adds to each token.",
+    )
+
+
+def peer_table(frame: Frame) -> Table:
+    """A row per test that another engine took turns in."""
+    return Table(
+        "peers",
+        "Beside other engines",
+        PEER_COLUMNS,
+        tuple(_peer(row) for row in frame.peers),
+        "Both on this machine, A B A B; the ratio is the median of the pairs, above 1 where ours "
+        "is faster. An engine that does not know the version runs another model of the same sizes.",
+    )
+
+
+def product_table(frame: Frame) -> Table:
+    """A row per square product."""
+    label = f" It is {frame.matmul.label}." if frame.matmul else ""
+    return Table(
+        "products",
+        "Square matrix products",
+        PRODUCT_COLUMNS,
+        tuple(_product(row) for row in frame.products),
+        "Multiply and add count as two. The share is of torch's float32 product of that size."
+        + label,
     )
 
 
@@ -203,6 +252,35 @@ def _kernel(row: KernelRow) -> tuple[str, ...]:
         row.rate.bound or NONE,
         str(row.trials),
         str(row.failed),
+    )
+
+
+def _peer(row: PeerRow) -> tuple[str, ...]:
+    several = len(row.ours.tok_per_s) > 1
+    return (
+        row.ours.model,
+        row.ours.weights,
+        row.ours.test,
+        number(row.ours.median),
+        row.theirs.bundle,
+        row.theirs.model,
+        row.theirs.weights,
+        number(row.theirs.median),
+        number(row.ratio),
+        f"{number(row.low)} to {number(row.high)}" if several else NONE,
+    )
+
+
+def _product(row: ProductRow) -> tuple[str, ...]:
+    return (
+        row.row.family,
+        row.row.precision,
+        str(row.size),
+        number(row.default),
+        number(row.tuned),
+        number(row.tuned / row.default),
+        number(row.limit),
+        percent(row.tuned / row.limit),
     )
 
 
