@@ -5,27 +5,23 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kernelforge.cli import options
+from kernelforge.cli.choice import add_choice, sampling_of
+from kernelforge.cli.loading import add_loading, loaded
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.cli.trace import trace_step
 from kernelforge_runtime.bundle import KernelSet
 from kernelforge_runtime.engine.generate import Statistics, generate
 from kernelforge_runtime.errors import ModelError
-from kernelforge_runtime.models import Model, Reference, load_model, load_reference
+from kernelforge_runtime.models import Model, Reference
 from kernelforge_runtime.state import State
-from kernelforge_runtime.text import Sampling, load_tokenizer
-from kernelforge_runtime.vk import open_device
-
-CPU = "cpu"
-"""The device name that stands for NumPy."""
-SAMPLING = ("temperature", "top_p", "top_k", "presence", "frequency", "decay", "seed")
+from kernelforge_runtime.text import load_tokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,31 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=100,
         help="tokens to generate, at most (default: 100)",
     )
-    choice = parser.add_argument_group("choice of tokens (default values in brackets)")
-    choice.add_argument("--temperature", metavar="X", type=float, help="0: the likeliest (1.0)")
-    choice.add_argument("--top-p", metavar="X", type=float, help="share to keep (0.85)")
-    choice.add_argument("--top-k", metavar="N", type=int, help="keep at most N tokens (all)")
-    choice.add_argument("--presence", metavar="X", type=float, help="penalty once chosen (0.2)")
-    choice.add_argument("--frequency", metavar="X", type=float, help="penalty per choice (0.2)")
-    choice.add_argument("--decay", metavar="X", type=float, help="how penalties fade (0.996)")
-    options.add(choice, "seed")
-    choice.add_argument(
-        "--greedy", action="store_true", help="always the likeliest token: --temperature 0"
-    )
-    options.add(
-        parser,
-        "device",
-        help=_DEVICE,
-    )
-    options.add(parser, "bundle")
-    options.add(parser, "weights", default=None, help=options.LOADED_WEIGHTS)
-    options.add(parser, "activations", "threads")
-    parser.add_argument(
-        "--tokenizer",
-        metavar="T",
-        default="auto",
-        help="auto (by the vocabulary's size), world, bytes, or a .json or .txt file",
-    )
+    add_choice(parser)
+    add_loading(parser)
     parser.add_argument("--load-state", metavar="FILE", help="go on from a saved state")
     parser.add_argument("--save-state", metavar="FILE", help="save the state after the last token")
     parser.add_argument("--stats", action="store_true", help="say how fast it was, on stderr")
@@ -76,16 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-_DEVICE = "Vulkan device: index, part of its name, or UUID; cpu runs in NumPy (default: the best)"
-
-
 def run(args: argparse.Namespace) -> int:
     """Streams the text."""
     output = Output(args)
     prompt = _prompt(args)
-    sampling = _sampling(args)
+    sampling = sampling_of(args)
     started = time.perf_counter()
-    with _loaded(args) as (model, kernels):
+    with loaded(args) as (model, kernels):
         load_s = time.perf_counter() - started
         if kernels is not None and kernels.located is not None and args.stats:
             output.note(kernels.located.reason)
@@ -144,39 +114,6 @@ def _prompt(args: argparse.Namespace) -> str | list[int]:
         raise ModelError(
             f"prompt {args.prompt_file}: byte {error.start} is not UTF-8; convert the text first"
         ) from None
-
-
-def _sampling(args: argparse.Namespace) -> Sampling:
-    chosen = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
-    if args.greedy:
-        if chosen.get("temperature"):
-            raise UsageError("--greedy and --temperature do not go together")
-        chosen["temperature"] = 0.0
-    return Sampling(**chosen)
-
-
-@contextmanager
-def _loaded(args: argparse.Namespace) -> Iterator[tuple[Model | Reference, KernelSet | None]]:
-    """The model, and the kernels that it runs with."""
-    if args.device == CPU:
-        if args.bundle or args.trace:
-            raise UsageError("--device cpu runs in NumPy: it has no --bundle and no --trace")
-        with load_reference(
-            args.model,
-            weights=args.weights,
-            activations=args.activations,
-            threads=args.threads,
-        ) as reference:
-            yield reference, None
-        return
-    if args.threads:
-        raise UsageError("--threads is of --device cpu")
-    if not Path(args.model).exists():  # said before a device is looked for
-        raise ModelError(f"{args.model}: no such file: check the path")
-    with open_device(args.device) as device:
-        kernels = KernelSet.open(device.info, args.bundle)
-        with load_model(args.model, device, kernels, args.weights, args.activations) as model:
-            yield model, kernels
 
 
 def _statistics(

@@ -1,0 +1,172 @@
+"""Continues many prompts together: those that run at once share every step."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+from kernelforge.cli import options
+from kernelforge.cli.choice import add_choice, sampling_of
+from kernelforge.cli.loading import CPU, add_loading, loaded
+from kernelforge.cli.options import UsageError
+from kernelforge.cli.output import Output
+from kernelforge.cli.prompts import Prompt, read_prompts
+from kernelforge_runtime.engine.engine import Engine
+from kernelforge_runtime.engine.request import Request
+from kernelforge_runtime.text import load_tokenizer
+
+REDRAWS_PER_S = 8
+MOST_CHUNK = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `batch` takes."""
+    parser.add_argument("model", metavar="MODEL", help="a .safetensors or .pth file")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        help="one prompt on each line; of a .jsonl file each line is a JSON string, or an object "
+        "with prompt or ids, and tokens, stop, temperature, seed and so on; - is stdin",
+    )
+    parser.add_argument(
+        "--prompt", metavar="TEXT", action="append", default=[], help="a prompt; repeatable"
+    )
+    parser.add_argument(
+        "--tokens",
+        metavar="N",
+        type=options.positive,
+        default=100,
+        help="tokens to generate for each prompt, at most (default: 100)",
+    )
+    parser.add_argument(
+        "--stop", metavar="TEXT", action="append", default=[], help="ends a text; repeatable"
+    )
+    parser.add_argument(
+        "--slots",
+        metavar="N",
+        type=options.positive,
+        help="prompts that run at once (default: all, but 16 at most)",
+    )
+    parser.add_argument(
+        "--chunk",
+        metavar="N",
+        type=options.positive,
+        default=MOST_CHUNK,
+        help="tokens of a step, at most; fewer keep the time between tokens short while prompts "
+        "are read (default: 256)",
+    )
+    add_choice(parser)
+    add_loading(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs them all; exit code 1 if one of them ended with an error."""
+    output = Output(args)
+    sampling = sampling_of(args)
+    if args.file is None and not args.prompt:
+        raise UsageError("give prompts: FILE, or --prompt TEXT")
+    prompts = read_prompts(args.file, args.prompt)
+    if not prompts:
+        raise UsageError(f"{args.file} holds no prompt: every line is blank")
+    slots = args.slots or min(len(prompts), 16)
+    with loaded(args, 1 if args.device == CPU else slots) as (model, _):
+        tokenizer = load_tokenizer(args.tokenizer, model.config.vocab)
+        engine = Engine(model, slots, args.chunk, tokenizer)
+        requests = [p.submit(engine, args.tokens, args.stop, sampling) for p in prompts]
+        started = time.perf_counter()
+        if output.json or output.quiet or not sys.stdout.isatty():
+            _plain(output, engine, requests)
+        else:
+            _live(engine, prompts, requests)
+        seconds = time.perf_counter() - started
+    _tell(output, args.model, prompts, requests, engine.steps, seconds)
+    return int(any(r.reason == "error" for r in requests))
+
+
+def _plain(output: Output, engine: Engine, requests: Sequence[Request]) -> None:
+    """A line for each prompt, in their order, as soon as it and all before it have ended."""
+    shown = 0
+    for _ in engine.run():
+        while shown < len(requests) and requests[shown].reason is not None:
+            request = requests[shown]
+            shown += 1
+            text = json.dumps(request.text, ensure_ascii=False)
+            output.text(f"{request.id}\t{request.reason}\t{len(request.tokens)}\t{text}")
+
+
+def _live(engine: Engine, prompts: Sequence[Prompt], requests: Sequence[Request]) -> None:
+    """A table that fills while they run, and stays."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+
+    def table(whole: bool) -> Table:
+        made = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for heading in ("#", "tokens", "ended", "text"):
+            made.add_column(heading, justify="right" if heading in "# tokens" else "left")
+        shown = requests if whole else engine.active
+        for request in shown:
+            said = Text(request.text)
+            if not whole:  # one line each, its end: what is new is there
+                said = Text(request.text.replace("\n", " ")[-(console.width // 2) :])
+                said.no_wrap = True
+            made.add_row(str(request.id), str(len(request.tokens)), request.reason or "", said)
+        return made
+
+    drawn = 0.0
+    with Live(table(False), console=console, auto_refresh=False, transient=True) as live:
+        for _ in engine.run():
+            if time.monotonic() - drawn > 1 / REDRAWS_PER_S:
+                drawn = time.monotonic()
+                live.update(table(False), refresh=True)
+    console.print(table(True))
+
+
+def _tell(
+    output: Output,
+    model: str,
+    prompts: Sequence[Prompt],
+    requests: Sequence[Request],
+    steps: int,
+    seconds: float,
+) -> None:
+    read = sum(len(r.prompt) for r in requests)
+    made = sum(len(r.tokens) for r in requests)
+    for prompt, request in zip(prompts, requests, strict=True):
+        if request.reason == "error":
+            output.note(f"{prompt.where}: {request.error}")
+    output.note(
+        f"{len(requests)} prompts of {read} tokens, {made} tokens generated, in {steps} steps and "
+        f"{seconds:.2f} s: {(read + made) / seconds:.1f} tok/s"
+    )
+    output.document(
+        {
+            "model": model,
+            "requests": [
+                {
+                    "prompt": prompt.text,
+                    "text": request.text,
+                    "tokens": request.tokens,
+                    "reason": request.reason,
+                    "error": request.error,
+                    "seed": request.terms.sampling.seed,
+                }
+                for prompt, request in zip(prompts, requests, strict=True)
+            ],
+            "stats": {
+                "prompt_tokens": read,
+                "tokens": made,
+                "steps": steps,
+                "seconds": seconds,
+                "tok_per_s": (read + made) / seconds,
+            },
+        }
+    )

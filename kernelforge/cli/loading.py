@@ -1,0 +1,66 @@
+"""Loads a model as the options say: onto a device, or for NumPy."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kernelforge.cli import options
+from kernelforge.cli.options import UsageError
+from kernelforge_runtime.bundle import KernelSet
+from kernelforge_runtime.errors import ModelError
+from kernelforge_runtime.models import Model, Reference, load_model, load_reference
+from kernelforge_runtime.vk import open_device
+
+CPU = "cpu"
+"""The device name that stands for NumPy."""
+_DEVICE = "Vulkan device: index, part of its name, or UUID; cpu runs in NumPy (default: the best)"
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say where and how a model runs."""
+    options.add(parser, "device", help=_DEVICE)
+    options.add(parser, "bundle")
+    options.add(parser, "weights", default=None, help=options.LOADED_WEIGHTS)
+    options.add(parser, "activations", "threads")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="T",
+        default="auto",
+        help="auto (by the vocabulary's size), world, bytes, or a .json or .txt file",
+    )
+
+
+@contextmanager
+def loaded(
+    args: argparse.Namespace, slots: int = 1
+) -> Iterator[tuple[Model | Reference, KernelSet | None]]:
+    """The model, and the kernels that it runs with.
+
+    Args:
+        args: of a parser with `add_loading`.
+        slots: sequences that a step can advance.
+    """
+    if args.device == CPU:
+        if args.bundle or getattr(args, "trace", False):
+            raise UsageError("--device cpu runs in NumPy: it has no --bundle and no --trace")
+        with load_reference(
+            args.model,
+            weights=args.weights,
+            activations=args.activations,
+            threads=args.threads,
+        ) as reference:
+            yield reference, None
+        return
+    if args.threads:
+        raise UsageError("--threads is of --device cpu")
+    if not Path(args.model).exists():  # said before a device is looked for
+        raise ModelError(f"{args.model}: no such file: check the path")
+    with open_device(args.device) as device:
+        kernels = KernelSet.open(device.info, args.bundle)
+        with load_model(
+            args.model, device, kernels, args.weights, args.activations, slots
+        ) as model:
+            yield model, kernels
