@@ -34,7 +34,7 @@ the shortest, is 2^-16."""
 
 
 def _subgroups(p: Mapping[str, Any]) -> int:
-    return int(p["BM"] // p["WM"] * (p["BT"] // p["WT"]))
+    return int(p["BM"] // p["WM"] * (p["BT"] // p["WT"]) * p["SPLIT_K"])
 
 
 def _matrix(p: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -50,17 +50,34 @@ def _sums(p: Mapping[str, Any]) -> int:
 
 def _shared_bytes(p: Mapping[str, Any]) -> int:
     """Both tiles of halves, a matrix of sums per subgroup, and the 16 levels of nf4."""
-    return int(2 * (p["BM"] + p["BT"]) * (p["BK"] + 8) + 4 * (_subgroups(p) * _sums(p) + 16))
+    tiles = p["STAGES"] * (p["BM"] + p["BT"]) * (p["BK"] + p["PAD"])
+    return int(2 * tiles + 4 * (_subgroups(p) * _sums(p) + 16))
 
 
 def _is_offered(p: Mapping[str, Any], device: DeviceInfo) -> bool:
     return (*_matrix(p), "f16", "f16", "f32", "f32") in device.cooperative_shapes
 
 
-def _divides(p: Mapping[str, Any]) -> bool:
+def _sums_in(p: Mapping[str, Any], device: DeviceInfo) -> bool:
+    if p["ACC"] == "f32":
+        return True
+    return (*_matrix(p), "f16", "f16", "f16", "f16") in device.cooperative_shapes
+
+
+def _divides_rows(p: Mapping[str, Any]) -> bool:
+    return bool(p["WM"] % _matrix(p)[0] == 0 and p["BM"] % p["WM"] == 0)
+
+
+def _divides_tokens(p: Mapping[str, Any]) -> bool:
+    return bool(p["WT"] % _matrix(p)[1] == 0 and p["BT"] % p["WT"] == 0)
+
+
+def _is_small(p: Mapping[str, Any]) -> bool:
     m, n, k = _matrix(p)
-    whole = p["WM"] % m == 0 and p["WT"] % n == 0 and p["BK"] % k == 0
-    return bool(whole and p["BM"] % p["WM"] == 0 and p["BT"] % p["WT"] == 0)
+    sums = p["WM"] // m * (p["WT"] // n)
+    loads = (p["BM"] + p["BT"]) * p["BK"] // 8 // (_subgroups(p) * p["SUBGROUP"])
+    steps = p["BK"] // (k * p["SPLIT_K"])
+    return bool(sums <= 4 and sums * steps <= 16 and loads <= (8 if p["PREFETCH"] else 64))
 
 
 def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
@@ -90,10 +107,14 @@ GEMM_COOP = KernelFamily(
         ),
         Choice("SUBGROUP", (8, 16, 32, 64), default=32),
         Choice("BM", (32, 64, 128, 256), default=64),
-        Choice("BT", (16, 32, 64, 128), default=64),
-        Choice("BK", (16, 32), default=32),
-        Choice("WM", (16, 32, 64), default=32),
-        Choice("WT", (16, 32, 64), default=32),
+        Choice("WM", (8, 16, 32, 64, 128), default=32),
+        Choice("BT", (16, 32, 64, 128, 256), default=64),
+        Choice("WT", (8, 16, 32, 64, 128), default=32),
+        Choice("BK", (16, 32, 64), default=32),
+        Choice("SPLIT_K", (1, 2, 4), default=1),
+        Choice("STAGES", (1, 2), default=1),
+        Choice("PAD", (0, 8), default=8),
+        Choice("ACC", ("f32", "f16"), default="f32"),
         Flag("PREFETCH", default=True),
         Choice("GROUP", (0, 8), default=0),
         ADDRESS,
@@ -103,13 +124,44 @@ GEMM_COOP = KernelFamily(
             "the device has subgroups of this size",
             lambda p, d: d.subgroup_min <= p["SUBGROUP"] <= d.subgroup_max,
         ),
-        Constraint("matrices divide the tiles", lambda p, d: _divides(p)),
         Constraint(
-            # They compile each matrix of a subgroup by itself, and for long.
-            "software devices take four matrices per subgroup",
-            lambda p, d: d.device_type != "cpu" or p["WM"] * p["WT"] <= 4 * _sums(p),
+            "matrices divide a subgroup's rows, these the tile", lambda p, d: _divides_rows(p)
+        ),
+        Constraint(
+            "matrices divide a subgroup's tokens, these the tile", lambda p, d: _divides_tokens(p)
+        ),
+        Constraint(
+            "matrices divide a subgroup's part of K",
+            lambda p, d: p["BK"] % (p["SPLIT_K"] * _matrix(p)[2]) == 0,
+        ),
+        Constraint("the device sums products of this shape in ACC", _sums_in),
+        Constraint(
+            "a second stage is filled from registers",
+            lambda p, d: p["STAGES"] == 1 or p["PREFETCH"],
+        ),
+        Constraint(
+            # They compile each matrix and each load of an invocation by itself, and for long.
+            "software devices take four matrices per subgroup, and few loads per invocation",
+            lambda p, d: d.device_type != "cpu" or _is_small(p),
+        ),
+        Constraint(
+            # Fewer, and loading them from shared memory takes longer than multiplying them.
+            "others at least four",
+            lambda p, d: d.device_type == "cpu" or p["WM"] * p["WT"] >= 4 * _sums(p),
+        ),
+        Constraint(
+            "a subgroup's tile is not narrow", lambda p, d: p["WM"] <= 4 * p["WT"] <= 16 * p["WM"]
         ),
         Constraint("one to sixteen subgroups", lambda p, d: 1 <= _subgroups(p) <= 16),
+        Constraint(
+            "invocations fit the device",
+            lambda p, d: _subgroups(p) * p["SUBGROUP"] <= d.max_workgroup_invocations,
+        ),
+        Constraint(
+            # More tiles would do as well there, and their sums need not meet.
+            "only small tiles split K",
+            lambda p, d: p["SPLIT_K"] == 1 or p["BM"] * p["BT"] <= 64 * 32,
+        ),
         Constraint(
             "accumulators fit the registers",
             lambda p, d: p["WM"] * p["WT"] <= 64 * p["SUBGROUP"],
