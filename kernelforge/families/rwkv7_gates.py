@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelforge import goose
 from kernelforge.choices import (
     ADDRESS,
     addressing,
@@ -55,35 +56,17 @@ def inputs(problem: Problem, precision: DType, rng: np.random.Generator) -> Arra
     }
 
 
-def _sigmoid(x: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(1 / (1 + np.exp(-x)))
-
-
 def oracle(
     problem: Problem,
     precision: DType,
     given: Mapping[str, NDArray[Any]],
     constants: Mapping[str, float],
 ) -> Arrays:
-    """Section by section as the paper has it, in float64.
-
-    Source: RWKV-7 "Goose" (arXiv 2503.14456), time mixing.
-    """
-    t, h, n = (problem[d] for d in "THN")
-    r, k, v = given["proj"][:, : 3 * h * n].astype(np.float64).reshape(t, 3, h, n).swapaxes(0, 1)
-    lora_w, lora_a, lora_v, _ = given["lora"].astype(np.float64).swapaxes(0, 1)
-    w0, a0, v0, k_k, k_a = given["param"].astype(np.float64)
-    v_first = given["v_first"].astype(np.float64)
-    w = np.exp(-np.exp(-0.5) * _sigmoid(w0 + lora_w))
-    a = _sigmoid(a0 + lora_a)
-    if constants["first"]:
-        v_first = v
-    else:
-        v = v + (v_first - v) * _sigmoid(v0 + lora_v)
-    kk = k * k_k
-    kk /= np.maximum(np.linalg.norm(kk, axis=-1, keepdims=True), 1e-12)
-    k = k * (1 + (a - 1) * k_a)
-    return {"out_s": np.stack([r, w, k, v, -kk, kk * a]), "v_first": v_first}
+    """See `kernelforge.goose.gates`."""
+    out, v_first = goose.gates(
+        given["proj"], given["lora"], given["param"], given["v_first"], bool(constants["first"])
+    )
+    return {"out_s": out, "v_first": v_first}
 
 
 def cost(problem: Problem, precision: DType) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelforge import goose
 from kernelforge.choices import (
     ADDRESS,
     addressing,
@@ -61,18 +62,11 @@ def oracle(
     given: Mapping[str, NDArray[Any]],
     constants: Mapping[str, float],
 ) -> Arrays:
-    """Group norm per head, plus the bonus of the current token, times the gate; float64.
-
-    Source: RWKV-7 "Goose" (arXiv 2503.14456), time mixing.
-    """
-    y = given["in_y"].astype(np.float64)
-    r, k, v = (given["in_s"][i].astype(np.float64) for i in (0, 2, 3))
-    r_k, weight, bias = given["param"].astype(np.float64)
-    centred = y - y.mean(-1, keepdims=True)
-    normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + constants["eps"])
-    bonus = (r * k * r_k).sum(-1, keepdims=True)
-    gate = given["lora"][:, 3].astype(np.float64)
-    return {"out_y": (normed * weight + bias + bonus * v) * gate}
+    """See `kernelforge.goose.readout`."""
+    read = goose.readout(
+        given["in_y"], given["in_s"], given["lora"], given["param"], constants["eps"]
+    )
+    return {"out_y": read}
 
 
 def cost(problem: Problem, precision: DType) -> tuple[float, float]:

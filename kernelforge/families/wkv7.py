@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelforge import goose
 from kernelforge.choices import ADDRESS, addressing
 from kernelforge.family import Arrays, KernelFamily
-from kernelforge.segments import filled_segments, random_segments
+from kernelforge.segments import random_segments
 from kernelforge.space import Choice, Constraint, ProblemConstraint, Space
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
@@ -70,23 +71,8 @@ def oracle(
     given: Mapping[str, NDArray[Any]],
     constants: Mapping[str, float],
 ) -> Arrays:
-    """The recurrence in float64, segment by segment, token by token.
-
-    Source: RWKV-7 "Goose" (arXiv 2503.14456), state update as an outer-product form.
-    """
-    r, w, k, v, a, b = given["in_s"].astype(np.float64)
-    states = given["state"].astype(np.float64)
-    out = given["out_y"].astype(np.float64)
-    for _, first, count, slot in filled_segments(given["segment"]):
-        for t in range(first, first + count):
-            state = states[slot]
-            sa = (state * a[t, :, None, :]).sum(-1)
-            states[slot] = state = (
-                state * w[t, :, None, :]
-                + sa[:, :, None] * b[t, :, None, :]
-                + v[t, :, :, None] * k[t, :, None, :]
-            )
-            out[t] = (state * r[t, :, None, :]).sum(-1)
+    """See `kernelforge.goose.recurrence`."""
+    out, states = goose.recurrence(given["in_s"], given["state"], given["segment"], given["out_y"])
     return {"out_y": out, "state": states}
 
 

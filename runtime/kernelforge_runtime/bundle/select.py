@@ -175,6 +175,13 @@ class KernelSet:
             selection = self._selected[key] = select(self.bundles, chosen, precision, problem)
         return selection
 
+    def find(self, family: str, precision: str, problem: Problem) -> Selection | None:
+        """As `select`, but None where no bundle has one: older bundles lack newer families."""
+        try:
+            return self.select(family, precision, problem)
+        except BundleError:
+            return None
+
     def describe(self) -> str:
         """One line per bundle: where, how exact, how many kernels, how many cannot be run."""
         lines = [self.located.reason] if self.located else []

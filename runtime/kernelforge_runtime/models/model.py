@@ -15,6 +15,7 @@ from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle.select import KernelSet, Match
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models.base import ModelConfig
+from kernelforge_runtime.models.dispatches import DispatchCount
 from kernelforge_runtime.models.formats import (
     activation_format,
     usual_weights,
@@ -310,14 +311,25 @@ class Model:
         return self._write(size, output)[0].calls
 
     def problems(self, tokens: Sequence[int] = (1, 256)) -> list[tuple[str, str, Problem, int]]:
-        """(family, precision, problem, calls) of the steps of these sizes, without repeats."""
+        """(family, precision, problem, calls) of the steps of these sizes, without repeats.
+
+        Kernels that could take the place of others count too: which is faster is to be measured.
+        """
         found: dict[tuple[str, str, Problem], int] = {}
         for count in tokens:
-            for call in self.calls(count, "greedy" if count == 1 else "last"):
+            size = StepSize(count, 1, single=count == 1)
+            builder, _ = self._write(size, "greedy" if count == 1 else "last")
+            wanted = list(builder.forgone)
+            for call in builder.calls:
                 entry = call.selection.entry
-                key = (entry.family, entry.precision, call.problem)
+                wanted.append((entry.family, entry.precision, call.problem))
+            for key in wanted:
                 found[key] = found.get(key, 0) + 1
         return [(*key, calls) for key, calls in found.items()]
+
+    def dispatches(self, tokens: int = 1, output: Output = "greedy") -> DispatchCount:
+        """How many dispatches a step of so many tokens of one sequence takes."""
+        return DispatchCount.of(self.calls(tokens, output))
 
     def matches(self, tokens: int = 1) -> dict[Match, int]:
         """How many dispatches of a step were chosen how exactly."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from kernelforge_runtime.models.base import ModelConfig
 from kernelforge_runtime.models.blocks.affine import Affine
+from kernelforge_runtime.models.blocks.frame import each_block
 from kernelforge_runtime.models.blocks.options import rosa_bits
 from kernelforge_runtime.models.blocks.rosa import HISTORY, RosaDirect, history, require_width
 from kernelforge_runtime.models.schema import Schema
@@ -102,7 +103,7 @@ class RosaCounting:
         x = ops.embedding(weights.embedding)
         following = ops.rosa(None, TOKEN_BITS, TOKENS, 0)
         x = ops.embedding(weights.followers, tokens=following, add_to=x)
-        for i, (product, rosa) in enumerate(weights.layers):
+        for i, (product, rosa) in each_block(ops, weights.layers):
             if product is not None:
                 x = product.apply(ops, x)
             x = rosa.add(ops, x, i)

@@ -87,7 +87,7 @@ class RosaLm:
     def step(self, ops: OpSet, weights: Weights, full_output: bool) -> Any:
         """One step over the op set's tokens."""
         x = weights.frame.enter(ops)
-        for i, (rosa, channel_mix) in enumerate(weights.layers):
+        for i, (rosa, channel_mix) in frame.each_block(ops, weights.layers):
             x = rosa.add(ops, x, rosa.read_out(ops, x, 2 * i, i))
             x = channel_mix.add(ops, x, 2 * i + 1)
         return weights.frame.leave(ops, x, full_output)

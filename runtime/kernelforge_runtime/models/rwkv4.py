@@ -126,7 +126,7 @@ class Rwkv4:
     def step(self, ops: OpSet, weights: Weights, full_output: bool) -> Any:
         """One step over the op set's tokens."""
         x = weights.frame.enter(ops)
-        for i, (time_mix, channel_mix) in enumerate(weights.layers):
+        for i, (time_mix, channel_mix) in frame.each_block(ops, weights.layers):
             x = time_mix.add(ops, x, i)
             x = channel_mix.add(ops, x, 2 * i + 1)
         return weights.frame.leave(ops, x, full_output)

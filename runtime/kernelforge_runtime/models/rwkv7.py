@@ -64,7 +64,7 @@ class Rwkv7:
     def step(self, ops: OpSet, weights: Weights, full_output: bool) -> Any:
         """One step over the op set's tokens: the flat list of ops of the paper."""
         x, v_first = weights.frame.enter(ops), None
-        for i, (time_mix, channel_mix) in enumerate(weights.layers):
+        for i, (time_mix, channel_mix) in frame.each_block(ops, weights.layers):
             y, v_first = time_mix.read_out(ops, x, v_first, 2 * i, i)
             x = time_mix.add(ops, x, y)
             x = channel_mix.add(ops, x, 2 * i + 1)

@@ -11,7 +11,7 @@ from typing import Any
 from kernelforge_runtime.models.base import ModelConfig
 from kernelforge_runtime.models.blocks import goose
 from kernelforge_runtime.models.blocks.affine import Affine
-from kernelforge_runtime.models.blocks.frame import norm
+from kernelforge_runtime.models.blocks.frame import each_block, norm
 from kernelforge_runtime.models.blocks.rosa import HISTORY, QKV, RosaQkv, history
 from kernelforge_runtime.models.schema import Schema
 from kernelforge_runtime.ops import OpSet
@@ -107,7 +107,7 @@ class Rwkv7Rosa:
     def step(self, ops: OpSet, weights: Weights, full_output: bool) -> Any:
         """One step over the op set's tokens."""
         x, v_first = ops.embedding(weights.embedding), None
-        for i, layer in enumerate(weights.layers):
+        for i, layer in each_block(ops, weights.layers):
             # Both read the same x, and adding changes it in place: first both, then both sums.
             found = layer.rosa.read_out(ops, x, SHIFTS * i + 2, i)
             y, v_first = layer.time_mix.read_out(ops, x, v_first, SHIFTS * i, i)

@@ -132,7 +132,7 @@ class Rwkv7a:
         # The table of a token grows by what its embedding gives. Added for the step's tokens, and
         # not for the whole vocabulary at load, the table need never be in memory.
         rows = ops.linear(x, weights.from_embedding, bias=ops.host_rows(weights.tables))
-        for i, (time_mix, channel_mix) in enumerate(weights.layers):
+        for i, (time_mix, channel_mix) in frame.each_block(ops, weights.layers):
             y, v_first = time_mix.read_out(ops, x, v_first, 2 * i, i)
             x = time_mix.add(ops, x, y)
             x = channel_mix.add(ops, x, 2 * i + 1, rows, i * CELLS)

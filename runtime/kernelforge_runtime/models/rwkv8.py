@@ -60,7 +60,7 @@ class Rwkv8:
         """One step over the op set's tokens."""
         rows = ops.host_rows(weights.tables)
         x, v_first = weights.frame.enter(ops), None
-        for i, (time_mix, channel_mix) in enumerate(weights.layers):
+        for i, (time_mix, channel_mix) in frame.each_block(ops, weights.layers):
             y, v_first = time_mix.read_out(ops, x, v_first, 2 * i, i)
             x = time_mix.add(ops, x, y)
             x = channel_mix.add(ops, x, 2 * i + 1, gate=(rows, i * weights.width))

@@ -7,10 +7,11 @@ buffer: those that never live at the same time overlap.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.bundle.fusion import Wanted, takes_fused
 from kernelforge_runtime.bundle.select import KernelSet, Selection
 from kernelforge_runtime.plan import BufferLike, Dispatch
 from kernelforge_runtime.plan.arena import ALIGNMENT
@@ -48,13 +49,18 @@ Operand = Temporary | TemporarySlice | BufferLike
 
 @dataclass(frozen=True)
 class Call:
-    """One dispatch to be: the kernel chosen and its operands by binding name."""
+    """One dispatch to be: the kernel chosen and its operands by binding name.
+
+    Attributes:
+        block: of the model that it belongs to; None outside of blocks.
+    """
 
     selection: Selection
     problem: Problem
     operands: Mapping[str, Operand]
     constants: Mapping[str, int | float] = field(default_factory=dict)
     label: str = ""
+    block: int | None = None
 
 
 class PlanBuilder:
@@ -62,10 +68,14 @@ class PlanBuilder:
 
     Attributes:
         calls: in order.
+        block: the model's block that calls belong to from here on; None outside of blocks.
+        forgone: kernels that would have done what others do here, for whoever tunes both.
     """
 
     def __init__(self, kernels: KernelSet) -> None:
         self.kernels = kernels
+        self.block: int | None = None
+        self.forgone: list[Wanted] = []
         self.calls: list[Call] = []
         self._temporaries: dict[int, Temporary] = {}
 
@@ -92,7 +102,13 @@ class PlanBuilder:
                     whole.first = index
                 whole.last = index
                 self._temporaries[id(whole)] = whole
-        self.calls.append(Call(selection, problem, operands, constants or {}, label))
+        self.calls.append(Call(selection, problem, operands, constants or {}, label, self.block))
+
+    def fuses(self, fused: Wanted, parts: Sequence[Wanted], otherwise: bool) -> bool:
+        """See `takes_fused`; remembers what it decided against."""
+        taken = takes_fused(self.kernels, fused, parts, otherwise)
+        self.forgone += parts if taken else [fused]
+        return taken
 
     def finish(self, device: Device) -> tuple[list[Dispatch], Buffer | None]:
         """The dispatches with memory bound, and the buffer that holds the temporaries."""

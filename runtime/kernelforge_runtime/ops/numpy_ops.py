@@ -60,6 +60,9 @@ class NumpyOps:
         self.tokens: Array = np.zeros(0, np.int64)
         self.position = 0
 
+    def block(self, index: int | None) -> None:
+        """Nothing is counted here."""
+
     # Weights
 
     def vector(self, values: NDArray[np.float32]) -> Array:
@@ -257,6 +260,19 @@ class NumpyOps:
         gate = lora.reshape(tokens, 4, heads, size)[:, 3]
         read: Array = (self._normed(y, eps) * weight + bias + bonus * s[3]) * gate
         return read.reshape(tokens, heads * size)
+
+    def rwkv7_mix(
+        self,
+        proj: Array,
+        lora: Array,
+        params: tuple[Array, Array],
+        v_first: Array | None,
+        state: tuple[str, int],
+        eps: float,
+    ) -> tuple[Array, Array]:
+        """([T, C], v_first)."""
+        s, v_first = self.rwkv7_gates(proj, lora, params[0], v_first)
+        return self.rwkv7_readout(self.wkv7(s, *state), s, lora, params[1], eps), v_first
 
     def deep_embed(
         self, proj: Array, column: int, rows: Array, rows_column: int, param: Array

@@ -70,6 +70,9 @@ class OpSet(Protocol):
 
     activations: DType
 
+    def block(self, index: int | None) -> None:
+        """What follows belongs to this block of the model, or to none: for whoever counts."""
+
     # Weights
 
     def vector(self, values: NDArray[np.float32]) -> Vector:
@@ -192,6 +195,26 @@ class OpSet(Protocol):
         self, y: Tensor, s: Tensor, lora: Tensor, param: Vector, eps: float
     ) -> Tensor:
         """Group norm, bonus and gate, [T, C]."""
+
+    def rwkv7_mix(
+        self,
+        proj: Tensor,
+        lora: Tensor,
+        params: tuple[Vector, Vector],
+        v_first: Tensor | None,
+        state: tuple[str, int],
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        """The last three in one: (what the output matrix multiplies [T, C], v_first [T, C]).
+
+        Args:
+            proj: see rwkv7_gates.
+            lora: see rwkv7_gates.
+            params: of rwkv7_gates [5, H, N] and of rwkv7_readout [3, H, N].
+            v_first: None in the first layer.
+            state: name and entry, as of wkv7.
+            eps: of the group norm.
+        """
 
     def deep_embed(
         self, proj: Tensor, column: int, rows: Tensor, rows_column: int, param: Vector

@@ -14,13 +14,13 @@ from kernelforge_runtime.ops.builder import Temporary
 from kernelforge_runtime.ops.device_weights import DeviceMatrix, DeviceVector, part_of
 from kernelforge_runtime.ops.host_rows import HostRows
 from kernelforge_runtime.ops.vocabulary import LazyRows
+from kernelforge_runtime.ops.vulkan_fused import Fusions
 from kernelforge_runtime.ops.vulkan_products import Products
-from kernelforge_runtime.ops.vulkan_recurrence import Recurrences
 from kernelforge_runtime.ops.vulkan_rosa import Rosa
 from kernelforge_runtime.vk import Buffer, Device
 
 
-class VulkanOps(Products, Recurrences, Rosa):
+class VulkanOps(Products, Fusions, Rosa):
     """Tokens, norms and mixes; products, recurrences and ROSA stand in files of their own.
 
     Attributes:

@@ -115,6 +115,10 @@ class StepWriter:
             )
         return self._builder
 
+    def block(self, index: int | None) -> None:
+        """Calls from here on belong to this block."""
+        self._builder.block = index
+
     def _call(
         self,
         family: str,

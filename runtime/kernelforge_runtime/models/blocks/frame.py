@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from kernelforge_runtime.models.schema import TensorReader
 from kernelforge_runtime.ops import OpSet, Part
+
+T = TypeVar("T")
 
 TENSORS = {
     "emb.weight": "V C",
@@ -47,6 +50,14 @@ class Frame:
     def leave(self, ops: OpSet, x: Any, full_output: bool) -> Any:
         """The logits."""
         return ops.linear(ops.layer_norm(x, *self.ln_out, last=not full_output), self.head)
+
+
+def each_block(ops: OpSet, blocks: Iterable[T]) -> Iterator[tuple[int, T]]:
+    """The blocks with their numbers; tells the op set where each begins and the last one ends."""
+    for index, block in enumerate(blocks):
+        ops.block(index)
+        yield index, block
+    ops.block(None)
 
 
 def norm(ops: OpSet, read: TensorReader, name: str) -> tuple[Any, Any]:

@@ -165,9 +165,9 @@ class TimeMix:
         shifted = ops.norm_shift(x, self.norm, "shift", shift, self.mix)
         proj = ops.linear(shifted, self.project)
         lora = ops.linear(proj, self.expand)
-        s, v_first = ops.rwkv7_gates(proj, lora, self.gates, v_first)
-        y = ops.wkv7(s, "wkv", state)
-        return ops.rwkv7_readout(y, s, lora, self.readout, self.eps), v_first
+        params = self.gates, self.readout
+        read: tuple[Any, Any] = ops.rwkv7_mix(proj, lora, params, v_first, ("wkv", state), self.eps)
+        return read
 
     def add(self, ops: OpSet, x: Any, y: Any) -> Any:
         """The residual stream with the output added."""
