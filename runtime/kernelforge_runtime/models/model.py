@@ -6,21 +6,19 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge_runtime.abi.problem import Problem
-from kernelforge_runtime.bundle.select import KernelSet, Match
+from kernelforge_runtime.bundle.select import KernelSet
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models.base import ModelConfig
-from kernelforge_runtime.models.dispatches import DispatchCount
 from kernelforge_runtime.models.formats import (
     activation_format,
     usual_weights,
     weight_format,
 )
+from kernelforge_runtime.models.planned import Output, PlannedSteps
 from kernelforge_runtime.models.registry import recognise
 from kernelforge_runtime.models.resident import ResidentStates
 from kernelforge_runtime.models.step_size import BUCKETS, share, step_size
@@ -34,8 +32,6 @@ from kernelforge_runtime.plan.plan import Timing
 from kernelforge_runtime.state import State
 from kernelforge_runtime.vk import Buffer, Device
 from kernelforge_runtime.weights import Checkpoint, open_checkpoint
-
-Output = Literal["last", "full", "greedy"]
 
 
 @dataclass
@@ -54,7 +50,7 @@ class Step:
             self.work.close()
 
 
-class Model:
+class Model(PlannedSteps):
     """A loaded model. Use it as a context manager, or close it.
 
     Attributes:
@@ -304,39 +300,6 @@ class Model:
         self._steps.clear()
 
     # What tools ask
-
-    def calls(self, tokens: int = 1, output: Output = "greedy", sequences: int = 1) -> list[Call]:
-        """Every dispatch of a step, in order, with the kernel chosen for it."""
-        size = StepSize(tokens, sequences, single=tokens == sequences)
-        return self._write(size, output)[0].calls
-
-    def problems(self, tokens: Sequence[int] = (1, 256)) -> list[tuple[str, str, Problem, int]]:
-        """(family, precision, problem, calls) of the steps of these sizes, without repeats.
-
-        Kernels that could take the place of others count too: which is faster is to be measured.
-        """
-        found: dict[tuple[str, str, Problem], int] = {}
-        for count in tokens:
-            size = StepSize(count, 1, single=count == 1)
-            builder, _ = self._write(size, "greedy" if count == 1 else "last")
-            wanted = list(builder.forgone)
-            for call in builder.calls:
-                entry = call.selection.entry
-                wanted.append((entry.family, entry.precision, call.problem))
-            for key in wanted:
-                found[key] = found.get(key, 0) + 1
-        return [(*key, calls) for key, calls in found.items()]
-
-    def dispatches(self, tokens: int = 1, output: Output = "greedy") -> DispatchCount:
-        """How many dispatches a step of so many tokens of one sequence takes."""
-        return DispatchCount.of(self.calls(tokens, output))
-
-    def matches(self, tokens: int = 1) -> dict[Match, int]:
-        """How many dispatches of a step were chosen how exactly."""
-        found: dict[Match, int] = {}
-        for call in self.calls(tokens):
-            found[call.selection.match] = found.get(call.selection.match, 0) + 1
-        return found
 
     def trace(self, token: int, state: State) -> list[tuple[Call, float]]:
         """Runs one token with a timestamp after every dispatch: (call, ns) in order.

@@ -1,0 +1,56 @@
+"""What a model's steps would do, asked before or without running them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.bundle.select import Match
+from kernelforge_runtime.models.dispatches import DispatchCount
+from kernelforge_runtime.ops.builder import Call, PlanBuilder, Temporary
+from kernelforge_runtime.ops.vulkan_step import StepSize
+
+Output = Literal["last", "full", "greedy"]
+
+
+class PlannedSteps:
+    """The questions that tools ask of a model on a device."""
+
+    @abstractmethod
+    def _write(self, size: StepSize, output: Output) -> tuple[PlanBuilder, Temporary]:
+        """The calls of a step, and where its logits are."""
+
+    def calls(self, tokens: int = 1, output: Output = "greedy", sequences: int = 1) -> list[Call]:
+        """Every dispatch of a step, in order, with the kernel chosen for it."""
+        size = StepSize(tokens, sequences, single=tokens == sequences)
+        return self._write(size, output)[0].calls
+
+    def problems(self, tokens: Sequence[int] = (1, 256)) -> list[tuple[str, str, Problem, int]]:
+        """(family, precision, problem, calls) of the steps of these sizes, without repeats.
+
+        Kernels that could take the place of others count too: which is faster is to be measured.
+        """
+        found: dict[tuple[str, str, Problem], int] = {}
+        for count in tokens:
+            size = StepSize(count, 1, single=count == 1)
+            builder, _ = self._write(size, "greedy" if count == 1 else "last")
+            wanted = list(builder.forgone)
+            for call in builder.calls:
+                entry = call.selection.entry
+                wanted.append((entry.family, entry.precision, call.problem))
+            for key in wanted:
+                found[key] = found.get(key, 0) + 1
+        return [(*key, calls) for key, calls in found.items()]
+
+    def dispatches(self, tokens: int = 1, output: Output = "greedy") -> DispatchCount:
+        """How many dispatches a step of so many tokens of one sequence takes."""
+        return DispatchCount.of(self.calls(tokens, output))
+
+    def matches(self, tokens: int = 1) -> dict[Match, int]:
+        """How many dispatches of a step were chosen how exactly."""
+        found: dict[Match, int] = {}
+        for call in self.calls(tokens):
+            found[call.selection.match] = found.get(call.selection.match, 0) + 1
+        return found
