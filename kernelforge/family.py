@@ -6,6 +6,7 @@ A family is a declaration. It does not render, compile or run: see `kernelforge.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -66,6 +67,8 @@ class KernelFamily:
         matters: whether these parameters make a kernel of their own in this precision; where a
             parameter changes nothing, all but one of its values are left out of the search.
         templates: folder of the template where that is not the installation's; `lib/` still is.
+        source: how another process makes this family where it is not in `families/`: a module, a
+            function in it, and the function's arguments, plain data.
     """
 
     name: str
@@ -86,6 +89,7 @@ class KernelFamily:
     problem_rule: Callable[[Problem], str | None] = _any_problem
     matters: Callable[[DType, Mapping[str, Any]], bool] = _always
     templates: Traversable | None = None
+    source: tuple[str, str, tuple[Any, ...]] | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
@@ -158,6 +162,22 @@ class KernelFamily:
         return self.space.default(
             device, problem, accept=lambda p: self.fits(precision, p, device) is None
         )
+
+
+def family_from(source: tuple[str, str, tuple[Any, ...]]) -> KernelFamily:
+    """The family of a `KernelFamily.source`.
+
+    Raises:
+        SpaceError: it makes no family.
+    """
+    module, function, arguments = source
+    try:
+        family = getattr(importlib.import_module(module), function)(*arguments)
+    except (ImportError, AttributeError) as error:
+        raise SpaceError(f"family source {module}:{function}: {error}") from error
+    if not isinstance(family, KernelFamily):
+        raise SpaceError(f"family source {module}:{function} gives no KernelFamily")
+    return family
 
 
 def unfit(signature: Signature, device: DeviceInfo) -> str | None:

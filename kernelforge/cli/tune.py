@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: quick)",
     )
     options.add(effort, "trials", "seconds", "seed")
+    effort.add_argument(
+        "--warm-start",
+        metavar="BUNDLE",
+        nargs="+",
+        default=(),
+        help="folders of bundles, of any device, whose winners are tried first",
+    )
     options.add(parser, "device")
+    parser.add_argument(
+        "--in-process",
+        action="store_true",
+        help="run variants in this process, for debugging: one that never ends, or crashes, takes "
+        "the search along (default: in a process of their own)",
+    )
     options.add(
         parser, "out", help="folder of bundles to write to (default: tuned/ of a checkout, else "
         "the user's data folder)"
@@ -153,8 +167,15 @@ class _Follow:
         self._bar.line(
             f"{head.ljust(self._width)}  done {len(self._finished)}/{self._problems}: "
             f"default {_us(result.default.median_ns)} us, best {_us(result.best.median_ns)} us, "
-            f"{_times(result.speedup)} times as fast{drift}"
+            f"{_times(result.speedup)} times as fast{drift}{_warm(result)}"
         )
+
+
+def _warm(result: TuneResult) -> str:
+    if not result.warm_trials:
+        return ""
+    won = "one of them won" if result.warm_won else "none of them won"
+    return f"; {result.warm_trials} of {len(result.trials)} trials were warm, {won}"
 
 
 def _us(ns: float) -> str:
@@ -194,6 +215,9 @@ def _result(tuning: Tuning, result: TuneResult) -> dict[str, Any]:
         "space_size": result.space_size,
         "seconds": result.seconds,
         "drift": result.drift,
+        "warm_trials": result.warm_trials,
+        "warm_won": result.warm_won,
+        "outcomes": dict(Counter(m.outcome.value for m in result.trials)),
         "study": result.study,
     }
 

@@ -21,13 +21,17 @@ from kernelforge.errors import MeasureError
 from kernelforge.families import get_family, load_families
 from kernelforge.measure.baseline import Ceilings, measure_ceilings
 from kernelforge.measure.roofline import rate
+from kernelforge.measure.supervisor import Supervisor
 from kernelforge.pack import Winner, choose, pack, winner
 from kernelforge.pack.generic import generic_winners
 from kernelforge.render import template_sha256
 from kernelforge.tune.budget import Budget
-from kernelforge.tune.journal import Journal
+from kernelforge.tune.journal import Journal, read_journal
 from kernelforge.tune.problems import TuneTask, collect_tasks, with_rivals
-from kernelforge.tune.study import OnProgress, TuneResult, tune_problems
+from kernelforge.tune.quarantine import quarantined
+from kernelforge.tune.search import OnProgress
+from kernelforge.tune.study import Isolation, TuneResult, tune_problems
+from kernelforge.tune.warm import read_starts
 from kernelforge.variant import Variant
 from kernelforge_runtime.abi.device_info import GENERIC
 from kernelforge_runtime.bundle import KernelSet, locate_generic
@@ -71,8 +75,10 @@ class Tuning:
             given = options.journal_folder(args.journal, self.device.info.slug)
             self.folder = options.require_writable(given, "--journal")
             self._generic: KernelSet | None = None
+            self._starts = read_starts(Path(path) for path in args.warm_start)
             self.tasks = self._model_tasks() if args.model else self._family_tasks()
             self.ceilings = self._measured_ceilings()
+            self._isolation = None if args.in_process else self._isolated()
         except BaseException:
             self._open.close()
             raise
@@ -108,7 +114,17 @@ class Tuning:
             on_progress,
             on_result,
             seed=self._args.seed or 0,
+            isolation=self._isolation,
+            starts=self._starts,
         )
+        if self._isolation is not None and self._isolation.supervisor.losses:
+            # What a variant did to its own device may have reached this process's one too.
+            self.device = self._open.enter_context(open_device(self._args.device))
+
+    def _isolated(self) -> Isolation:
+        known = read_journal(self.folder / options.JOURNAL_FILE) if self._args.resume else ()
+        avoid = quarantined(known, self.device.info)
+        return Isolation(self._open.enter_context(Supervisor()), avoid=avoid)
 
     def pack(self, results: Sequence[TuneResult]) -> Path:
         """Writes the winners to the device's bundle, beside what it already holds."""

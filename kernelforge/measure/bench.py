@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from kernelforge.compile import compile_rendered, compile_variant, missing_extensions
-from kernelforge.errors import CompileError, MeasureError, RenderError, SpaceError
+from kernelforge.compile import compile_variant
+from kernelforge.errors import MeasureError
 from kernelforge.family import KernelFamily
-from kernelforge.measure import statistics
-from kernelforge.measure.measurement import Measurement, Outcome
+from kernelforge.measure import side_by_side, statistics
+from kernelforge.measure.measurement import LostError, Measurement, Outcome
+from kernelforge.measure.programs import Programs, first_line
 from kernelforge.measure.reduced import reduced_problem
 from kernelforge.measure.rotation import Rotation
-from kernelforge.measure.verify import VERIFY_TIMEOUT_S, Verification, Verifier
-from kernelforge.render import render
+from kernelforge.measure.side_by_side import Turns
+from kernelforge.measure.verify import Verification, Verifier
+from kernelforge.measure.watch import Watch
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.problem import Problem
-from kernelforge_runtime.abi.signature import Signature
 from kernelforge_runtime.dtypes import DType
-from kernelforge_runtime.errors import DeviceError, DeviceLostError, PlanError, SpirvError
+from kernelforge_runtime.errors import (
+    DeviceError,
+    DeviceLostError,
+    OutOfMemoryError,
+    PlanError,
+    SpirvError,
+)
 from kernelforge_runtime.plan import Dispatch, Plan
 from kernelforge_runtime.vk import Device
 
@@ -66,14 +72,16 @@ class Effort:
 class Timer:
     """A recorded plan that repeats one dispatch; each `sample` gives ns per dispatch."""
 
-    def __init__(self, device: Device, dispatches: Sequence[Dispatch], name: str) -> None:
-        self.dispatches = len(dispatches)
+    def __init__(
+        self, device: Device, dispatches: Sequence[Dispatch], name: str, watch: Watch | None = None
+    ) -> None:
+        self.dispatches, self._watch = len(dispatches), watch or Watch()
         self._plan = Plan(device, dispatches, timestamps="ends", name=name)
         self.clock: str = self._plan.clock
 
     def sample(self) -> float:
         """Runs the plan once; ns per dispatch."""
-        self._plan.run(timeout_s=TIMEOUT_S)
+        self._watch.run(self._plan, TIMEOUT_S)
         return self._plan.elapsed_ns() / self.dispatches
 
     def close(self) -> None:
@@ -95,7 +103,13 @@ class Bench:
         seed: of the timing inputs and of the sequence of verification seeds; None draws one.
         effort: how long each variant is timed.
         verify_on: the problem to verify on, where the choice described above is not wanted.
+
+    Attributes:
+        watch: how long runs may take, and who is told where one does not end.
     """
+
+    isolated = False
+    """A variant that loses the device takes this process's along."""
 
     def __init__(
         self,
@@ -114,7 +128,8 @@ class Bench:
         self.reduced = verify_on or reduced_problem(family, precision, problem, device.info)
         self._verifiers: dict[Problem, Verifier] = {}
         self._rotation = Rotation(device, family, precision, problem, self.next_seed())
-        self._known: dict[tuple[str, Signature], Measurement] = {}
+        self._programs = Programs(device.info, family, precision, problem)
+        self.info, self.watch = device.info, Watch()
 
     def __enter__(self) -> Bench:
         return self
@@ -144,35 +159,21 @@ class Bench:
         Returns:
             Its measurement, whatever became of it.
         """
-        blank = self.describe(params)
-        try:
-            rendered = render(self.family, self.precision, params)
-            if missing := missing_extensions(self.family):
-                reason = f"the GLSL compiler does not know {', '.join(missing)}"
-                return replace(blank, outcome=Outcome.REJECTED, reason=reason)
-            module = compile_rendered(self.family, self.precision, params, rendered)
-        except SpaceError as error:
-            return replace(blank, outcome=Outcome.REJECTED, reason=_line(error))
-        except (CompileError, RenderError, SpirvError) as error:
-            return replace(blank, outcome=Outcome.COMPILE_FAILED, reason=_line(error))
-        blank = replace(
-            blank,
-            glsl_sha256=rendered.sha256,
-            template_sha256=rendered.template_sha256,
-            spirv_sha256=module.sha256,
-        )
-        known = self._known.get((module.sha256, module.signature))
-        if known is not None and known.variant != blank.variant:
-            return replace(known, variant=blank.variant, note=f"same SPIR-V as {known.variant}")
-        result = self._measure_module(blank, module, incumbent_ns)
-        self._known[module.sha256, module.signature] = result
+        blank, module = self._programs.prepare(params)
+        if module is None:
+            return blank
+        known = self._programs.known(blank, module)
+        if known is not None:
+            return known
+        result = self.measure_module(blank, module, incumbent_ns)
+        self._programs.keep(module, result)
         return result
 
     def measure_again(self, params: Mapping[str, Any]) -> Measurement:
         """Times a variant anew, although it, or an equal program, was measured before."""
         module = compile_variant(self.family, self.precision, params)
-        self._known.pop((module.sha256, module.signature), None)
-        return self.measure(params)
+        blank, _ = self._programs.prepare(params)
+        return self.measure_module(blank, module)
 
     def check(
         self, module: ShaderModule, seed: int | None = None, problem: Problem | None = None
@@ -191,8 +192,26 @@ class Bench:
         """
         at = problem or self.reduced or self.problem
         if at not in self._verifiers:
-            self._verifiers[at] = Verifier(self.device, self.family, self.precision, at)
+            self._verifiers[at] = Verifier(self.device, self.family, self.precision, at, self.watch)
         return self._verifiers[at].verify(module, self.next_seed() if seed is None else seed)
+
+    def check_everywhere(
+        self, module: ShaderModule, params: Mapping[str, Any], seed: int
+    ) -> Verification:
+        """See `side_by_side.check_everywhere`."""
+        return side_by_side.check_everywhere(self, module, params, seed)
+
+    def time_in_turns(
+        self,
+        modules: Sequence[ShaderModule],
+        fastest_ns: float,
+        rounds: int,
+        seconds: float,
+        seed: int,
+    ) -> tuple[dict[str, Turns], dict[str, LostError]]:
+        """See `side_by_side.time_in_turns`; here nothing is lost without the device."""
+        found = side_by_side.time_in_turns(self, modules, fastest_ns, rounds, seconds, seed)
+        return found, {}
 
     def repetitions(self, module: ShaderModule, once_ns: float, longest_ns: float) -> int:
         """How many dispatches make a good sample, if one takes `once_ns`."""
@@ -212,25 +231,23 @@ class Bench:
             Dispatch(module, self.problem, self._rotation.buffers(signature, i), self._constants)
             for i in range(dispatches)
         ]
-        return Timer(self.device, calls, module.name)
+        return Timer(self.device, calls, module.name, self.watch)
 
     def describe(self, params: Mapping[str, Any]) -> Measurement:
         """A measurement of this variant with nothing measured yet."""
-        info = self.device.info
-        return Measurement(
-            family=self.family.name,
-            precision=self.precision.name,
-            problem=str(self.problem),
-            variant=self.family.variant(self.precision, params).name,
-            outcome=Outcome.OK,
-            device=info.slug,
-            driver=f"{info.driver_name} {info.driver_info}".strip(),
-        )
+        return self._programs.describe(params)
 
-    def _measure_module(
-        self, blank: Measurement, module: ShaderModule, incumbent_ns: float | None
+    def measure_module(
+        self, blank: Measurement, module: ShaderModule, incumbent_ns: float | None = None
     ) -> Measurement:
-        started, limit = time.monotonic(), VERIFY_TIMEOUT_S
+        """Verifies and times what has been compiled.
+
+        Args:
+            blank: its measurement so far.
+            module: the variant.
+            incumbent_ns: as for `measure`.
+        """
+        self.watch.late = False
         try:
             found = self.check(module)
             blank = replace(
@@ -245,16 +262,16 @@ class Bench:
             if found.run_s > self.effort.setup_s:
                 reason = f"the first run took {found.run_s:.1f} s; at most {self.effort.setup_s:g}"
                 return replace(blank, outcome=Outcome.REJECTED, reason=reason)
-            started, limit = time.monotonic(), TIMEOUT_S
             return self._time(blank, module, incumbent_ns)
         except DeviceLostError as error:
-            late = time.monotonic() - started >= limit
-            outcome = Outcome.TIMED_OUT if late else Outcome.DEVICE_LOST
-            return replace(blank, outcome=outcome, reason=_line(error))
+            outcome = Outcome.TIMED_OUT if self.watch.late else Outcome.DEVICE_LOST
+            return replace(blank, outcome=outcome, reason=first_line(error))
+        except (OutOfMemoryError, MemoryError) as error:
+            return replace(blank, outcome=Outcome.OUT_OF_MEMORY, reason=first_line(error))
         except SpirvError as error:
-            return replace(blank, outcome=Outcome.COMPILE_FAILED, reason=_line(error))
+            return replace(blank, outcome=Outcome.COMPILE_FAILED, reason=first_line(error))
         except (PlanError, DeviceError) as error:
-            return replace(blank, outcome=Outcome.REJECTED, reason=_line(error))
+            return replace(blank, outcome=Outcome.REJECTED, reason=first_line(error))
 
     def _time(
         self, blank: Measurement, module: ShaderModule, incumbent_ns: float | None
@@ -321,12 +338,6 @@ def _timed(
         cold=cold,
         note=note,
     )
-
-
-def _line(error: Exception) -> str:
-    """The first line that says something, of an error that may have many."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def measure(

@@ -21,8 +21,32 @@ class Outcome(Enum):
     REJECTED = "REJECTED"  # cannot exist here: a constraint, a missing feature, a limit
     COMPILE_FAILED = "COMPILE_FAILED"
     WRONG_RESULT = "WRONG_RESULT"
-    TIMED_OUT = "TIMED_OUT"
-    DEVICE_LOST = "DEVICE_LOST"
+    TIMED_OUT = "TIMED_OUT"  # the device did not finish in time
+    DEVICE_LOST = "DEVICE_LOST"  # the driver said so
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    CRASHED = "CRASHED"  # its process was ended by a signal
+    ABORTED = "ABORTED"  # its process ended itself: abort(), a failed assertion, an exit
+    HUNG = "HUNG"  # its process did not answer in time and was killed
+
+
+LOSSES = frozenset(
+    {Outcome.TIMED_OUT, Outcome.DEVICE_LOST, Outcome.CRASHED, Outcome.ABORTED, Outcome.HUNG}
+)
+"""Outcomes after which the device, or the process that had it, cannot be used any more."""
+ENDED = "ended its worker process"
+"""Note of a measurement that cost a worker process its life."""
+
+
+class LostError(MeasureError):
+    """A variant took the process that ran it along.
+
+    Attributes:
+        outcome: what it is recorded as.
+    """
+
+    def __init__(self, outcome: Outcome, reason: str) -> None:
+        super().__init__(reason)
+        self.outcome = outcome
 
 
 @dataclass(frozen=True)
@@ -34,6 +58,8 @@ class Measurement:
         reason: one line that says why the outcome is not OK; empty for OK.
         samples_ns: every sample taken, in order; empty where nothing was timed.
         median_ns: median of the samples; NaN where nothing was timed.
+        corrected_ns: the median as it would have been at the start of the search, where the device
+            has become slower or faster since (see tune/drift.py); NaN where nothing was timed.
         spread_ns: median absolute deviation of the samples; NaN where nothing was timed.
         dispatches: dispatches per sample.
         clock: "timestamp" (device time) or "host" (wall clock around submit and wait).
@@ -64,6 +90,7 @@ class Measurement:
     tolerance: float = math.nan
     seed: int = 0
     setup_s: float = 0.0
+    corrected_ns: float = math.nan
     glsl_sha256: str = ""
     template_sha256: str = ""
     spirv_sha256: str = ""
@@ -76,6 +103,11 @@ class Measurement:
     def ok(self) -> bool:
         """True where the result was right and a time was taken."""
         return self.outcome is Outcome.OK and math.isfinite(self.median_ns)
+
+    @property
+    def time_ns(self) -> float:
+        """The time to compare within a search: corrected where that is known."""
+        return self.corrected_ns if math.isfinite(self.corrected_ns) else self.median_ns
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; NaN becomes None, as JSON has no NaN."""
@@ -100,7 +132,7 @@ class Measurement:
         """
         try:
             values = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-            for name in ("median_ns", "spread_ns", "max_error", "tolerance"):
+            for name in ("median_ns", "corrected_ns", "spread_ns", "max_error", "tolerance"):
                 if name in values:
                     values[name] = math.nan if values[name] is None else float(values[name])
             values["samples_ns"] = tuple(float(v) for v in values.get("samples_ns", ()))

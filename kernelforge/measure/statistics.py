@@ -55,14 +55,18 @@ def hopeless(
 
 
 def enough(samples: Sequence[float], precision: float = 0.01, minimum: int = 5) -> bool:
-    """True where the median is known to about `precision` (relative).
+    """True where the median is known to about `precision` (relative)."""
+    return len(samples) >= minimum and median_error(samples) <= precision
 
-    The standard error of a median of n normal samples is 1.2533 standard deviations / sqrt(n).
+
+def median_error(samples: Sequence[float]) -> float:
+    """Relative standard error of the median; NaN of nothing.
+
+    That of n normal samples is 1.2533 standard deviations / sqrt(n).
     """
-    if len(samples) < minimum:
-        return False
-    error = 1.2533 * 1.4826 * relative_spread(samples) / math.sqrt(len(samples))
-    return error <= precision
+    if not len(samples):
+        return math.nan
+    return 1.2533 * 1.4826 * relative_spread(samples) / math.sqrt(len(samples))
 
 
 @dataclass(frozen=True)

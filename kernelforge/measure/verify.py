@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from kernelforge.compile import compile_variant
 from kernelforge.errors import MeasureError
 from kernelforge.family import KernelFamily
+from kernelforge.measure.watch import Watch
 from kernelforge.measure.workspace import POISON, Held, Workspace, dimension_names, host_bytes
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.problem import Problem
@@ -159,9 +160,14 @@ class Verifier:
     """
 
     def __init__(
-        self, device: Device, family: KernelFamily, precision: DType, problem: Problem
+        self,
+        device: Device,
+        family: KernelFamily,
+        precision: DType,
+        problem: Problem,
+        watch: Watch | None = None,
     ) -> None:
-        self._device, self._family = device, family
+        self._device, self._family, self._watch = device, family, watch or Watch()
         self._precision, self.problem = precision, problem
         self._constants = dict(family.constants(problem))
         self._workspace = Workspace(device, f"verify {family.name}")
@@ -192,7 +198,7 @@ class Verifier:
         dispatch = Dispatch(module, self.problem, buffers, self._constants)
         started = time.monotonic()
         with Plan(self._device, [dispatch], name=module.name) as plan:
-            plan.run(timeout_s=VERIFY_TIMEOUT_S)
+            self._watch.run(plan, VERIFY_TIMEOUT_S)
         run_s = time.monotonic() - started
         return replace(self._judge(signature, seed), run_s=run_s)
 

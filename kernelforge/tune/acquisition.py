@@ -15,6 +15,7 @@ tpe  ratio of two densities, of the best fifth and of the rest, per parameter an
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -124,6 +125,12 @@ class Proposer:
         self._scales: Floats = np.full(len(self._encoded.counts), 1.0)
         self._nugget = _NUGGETS[1]
         self._fitted_at = 0
+
+    def copy(self) -> Proposer:
+        """One that may be asked without this one learning from it."""
+        other = copy.copy(self)
+        other._scales = self._scales.copy()
+        return other
 
     def propose(self, seen: Mapping[int, float | None], rng: np.random.Generator) -> int | None:
         """The index to try next.

@@ -12,14 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from kernelforge.compile import compile_variant
 from kernelforge.errors import CompileError, SpaceError
 from kernelforge.measure import statistics
-from kernelforge.measure.bench import Bench, Timer
-from kernelforge.measure.measurement import Measurement, Outcome
-from kernelforge.measure.verify import Verification
+from kernelforge.measure.measurement import ENDED, LOSSES, LostError, Measurement, Outcome
+from kernelforge.measure.measurer import Measurer
+from kernelforge.measure.side_by_side import Turns
 from kernelforge.render import render
 from kernelforge.variant import Variant
 from kernelforge_runtime.abi.module import ShaderModule
@@ -27,12 +25,9 @@ from kernelforge_runtime.errors import DeviceError, DeviceLostError, PlanError
 
 log = logging.getLogger(__name__)
 
-LEAST_ROUNDS = 3
-_ROUND_NS = 30e6
-
 
 def run_finals(
-    bench: Bench,
+    bench: Measurer,
     candidates: Sequence[Measurement],
     default_params: Mapping[str, Any],
     rounds: int,
@@ -55,33 +50,39 @@ def run_finals(
     names = dict.fromkeys([default.name, *(c.variant for c in candidates)])
     seed = bench.next_seed()
     finals = [_verified(bench, name, candidates, seed) for name in names]
-    modules = {m.variant: module for m, module in finals if module is not None}
-    timers: dict[str, Timer] = {}
-    try:
-        for measurement, module in finals:
-            if module is not None:
-                timers[measurement.variant] = _timer(bench, module, candidates)
-        samples = _in_turns(timers, rounds, seconds, np.random.default_rng(seed))
-        count = {name: timer.dispatches for name, timer in timers.items()}
-        clock = {name: timer.clock for name, timer in timers.items()}
-    finally:
-        for timer in timers.values():
-            timer.close()
-    cold = {name: bench.is_cold(module) for name, module in modules.items()}
-    return [
-        replace(
-            m,
-            samples_ns=tuple(samples[m.variant]),
-            median_ns=statistics.median(samples[m.variant]),
-            spread_ns=statistics.spread(samples[m.variant]),
-            dispatches=count[m.variant],
-            clock=clock[m.variant],
-            cold=cold[m.variant],
-        )
-        if m.variant in samples
-        else m
-        for m, _ in finals
-    ]
+    modules = [module for _, module in finals if module is not None]
+    fastest = min((c.median_ns for c in candidates if c.ok), default=1e6)
+    timed, lost = bench.time_in_turns(modules, fastest, rounds, seconds, seed)
+    return [_timed(m, timed.get(m.variant), lost.get(m.variant)) for m, _ in finals]
+
+
+def _timed(start: Measurement, turns: Turns | None, lost: LostError | None) -> Measurement:
+    if lost is not None:
+        return _lost(start, lost)
+    if turns is None:
+        return start
+    return replace(
+        start,
+        samples_ns=turns.samples_ns,
+        median_ns=statistics.median(turns.samples_ns),
+        corrected_ns=statistics.median(turns.samples_ns),
+        spread_ns=statistics.spread(turns.samples_ns),
+        dispatches=turns.dispatches,
+        clock=turns.clock,
+        cold=turns.cold,
+    )
+
+
+def _lost(start: Measurement, error: LostError) -> Measurement:
+    log.warning("%s was fast but is lost: %s", start.variant, error)
+    return replace(
+        start,
+        outcome=error.outcome,
+        reason=str(error),
+        note=ENDED if error.outcome in LOSSES else "",
+        median_ns=float("nan"),
+        corrected_ns=float("nan"),
+    )
 
 
 def choose(finals: Sequence[Measurement]) -> Measurement | None:
@@ -104,7 +105,7 @@ def choose(finals: Sequence[Measurement]) -> Measurement | None:
 
 
 def _verified(
-    bench: Bench, name: str, candidates: Sequence[Measurement], seed: int
+    bench: Measurer, name: str, candidates: Sequence[Measurement], seed: int
 ) -> tuple[Measurement, ShaderModule | None]:
     """The start of a final measurement, and its module where the result was right."""
     earlier = next((c for c in candidates if c.variant == name), None)
@@ -117,15 +118,19 @@ def _verified(
         phase="final",
         note="",
         samples_ns=(),
+        median_ns=float("nan"),
+        corrected_ns=float("nan"),
         seed=seed,
         glsl_sha256=rendered.sha256,
         template_sha256=rendered.template_sha256,
     )
     try:
         module = compile_variant(bench.family, bench.precision, params)
-        found = _checked(bench, module, params, seed)
+        found = bench.check_everywhere(module, params, seed)
     except DeviceLostError:
         raise
+    except LostError as error:
+        return _lost(blank, error), None
     except CompileError as error:
         return replace(blank, outcome=Outcome.COMPILE_FAILED, reason=str(error)), None
     except (SpaceError, PlanError, DeviceError) as error:
@@ -134,49 +139,5 @@ def _verified(
     if not found.ok:
         log.warning("%s was fast but is wrong on the full problem: %s", name, found.reason)
         wrong = Outcome.WRONG_RESULT
-        return replace(blank, outcome=wrong, reason=found.reason, median_ns=float("nan")), None
+        return replace(blank, outcome=wrong, reason=found.reason), None
     return replace(blank, outcome=Outcome.OK, reason="", spirv_sha256=module.sha256), module
-
-
-def _checked(
-    bench: Bench, module: ShaderModule, params: Mapping[str, Any], seed: int
-) -> Verification:
-    """On the full problem, then on the family's awkward small ones: the first that is wrong.
-
-    A bundle serves other problems of the family with the same variant, so edges count even where
-    the tuned problem has none.
-    """
-    found = bench.check(module, seed, bench.problem)
-    for corner in bench.family.corner_problems:
-        if not found.ok:
-            break
-        if bench.family.space.refuses(params, bench.device.info, corner) is not None:
-            continue
-        at_corner = bench.check(module, seed, corner)
-        if not at_corner.ok:
-            return replace(at_corner, reason=f"at {corner}: {at_corner.reason}")
-    return found
-
-
-def _timer(bench: Bench, module: ShaderModule, candidates: Sequence[Measurement]) -> Timer:
-    """Every finalist repeats equally often, by the time of the fastest."""
-    fastest = min((c.median_ns for c in candidates if c.ok), default=1e6)
-    return bench.timer(module, bench.repetitions(module, fastest, _ROUND_NS))
-
-
-def _in_turns(
-    timers: Mapping[str, Timer], rounds: int, seconds: float, rng: np.random.Generator
-) -> dict[str, list[float]]:
-    samples: dict[str, list[float]] = {name: [] for name in timers}
-    for timer in timers.values():
-        timer.sample()  # warm-up
-    spent = 0.0
-    names = list(timers)
-    for done in range(rounds):
-        if done >= LEAST_ROUNDS and spent > seconds * 1e9:
-            break
-        for i in rng.permutation(len(names)):
-            name = names[i]
-            samples[name].append(timers[name].sample())
-            spent += samples[name][-1] * timers[name].dispatches
-    return samples

@@ -6,31 +6,29 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kernelforge.errors import MeasureError
-from kernelforge.measure.bench import Bench
 from kernelforge.measure.measurement import Measurement, Outcome
+from kernelforge.measure.measurer import Measurer
 from kernelforge.tune.journal import Journal
 from kernelforge.tune.sampler import ABANDONED
 
 MEASUREMENT = "measurement"
 _WORKER = "worker"
+_SESSION = "session "
 _ORPHAN_S = 60.0
-_STATES = {
-    Outcome.OK: TrialState.COMPLETE,
-    Outcome.REJECTED: TrialState.PRUNED,
-    Outcome.COMPILE_FAILED: TrialState.FAIL,
-    Outcome.WRONG_RESULT: TrialState.FAIL,
-    Outcome.TIMED_OUT: TrialState.FAIL,
-    Outcome.DEVICE_LOST: TrialState.FAIL,
-}
+_STATES = {Outcome.OK: TrialState.COMPLETE, Outcome.REJECTED: TrialState.PRUNED}
+"""All other outcomes are failures."""
 
 
-def run_trial(study: Study, trial: Trial, bench: Bench, journal: Journal) -> Measurement:
+def run_trial(
+    study: Study, trial: Trial, bench: Measurer, journal: Journal, slowdown: float = 1.0
+) -> Measurement:
     """Measures a trial's configuration, records it, and tells the study.
 
     The journal comes first: a process killed in between repeats a trial rather than losing one.
@@ -41,59 +39,79 @@ def run_trial(study: Study, trial: Trial, bench: Bench, journal: Journal) -> Mea
         trial: asked of the study; its parameters are all set.
         bench: of the study's problem.
         journal: takes the measurement.
+        slowdown: how many times as long the device takes now as when the search began.
     """
     try:
-        trial.set_user_attr(_WORKER, f"{socket.gethostname()}:{os.getpid()}")
-        measurement = bench.measure(trial.params, incumbent_ns(study))
+        trial.set_user_attr(_WORKER, _this_process())
+        best = incumbent_ns(study)
+        measurement = bench.measure(trial.params, None if best is None else best * slowdown)
+        measurement = replace(measurement, corrected_ns=measurement.median_ns / slowdown)
         journal.append(measurement)
         trial.set_user_attr(MEASUREMENT, measurement.to_json())
     except BaseException:
         trial.set_user_attr(ABANDONED, "interrupted")
         study.tell(trial, state=TrialState.FAIL)
         raise
-    state = _STATES[measurement.outcome]
+    state = _STATES.get(measurement.outcome, TrialState.FAIL)
     if state is TrialState.COMPLETE:
-        study.tell(trial, measurement.median_ns)
+        study.tell(trial, measurement.time_ns)
     else:
         study.tell(trial, state=state)
     return measurement
 
 
 def incumbent_ns(study: Study) -> float | None:
-    """Time of the best trial so far; None before the first good one."""
+    """Corrected time of the best trial so far; None before the first good one."""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return min((t.value for t in done if t.value is not None), default=None)
 
 
-def measurements(trials: Sequence[FrozenTrial]) -> list[Measurement]:
-    """The measurements that finished trials carry, in order of the trials."""
+def measured_trials(trials: Sequence[FrozenTrial]) -> list[tuple[int, Measurement]]:
+    """Number and measurement of every finished trial, in order."""
     found = []
     for trial in trials:
         data = trial.user_attrs.get(MEASUREMENT)
         if data is not None and ABANDONED not in trial.user_attrs:
             try:
-                found.append(Measurement.from_json(data))
+                found.append((trial.number, Measurement.from_json(data)))
             except MeasureError:  # written by another version: search on without it
                 continue
     return found
 
 
 def release_orphans(study: Study, storage: BaseStorage) -> int:
-    """Frees the configurations of trials whose process is gone; returns how many there were."""
+    """Frees the configurations of trials whose process is gone; returns how many there were.
+
+    Also notes that this process works on the study: one that is killed before it has put its name
+    to a trial leaves no other trace.
+    """
     host, freed = socket.gethostname(), 0
+    sessions = [name for name in study.user_attrs if name.startswith(_SESSION)]
+    all_gone = bool(sessions) and all(_gone(name.removeprefix(_SESSION)) for name in sessions)
+    study.set_user_attr(_SESSION + _this_process(), True)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = str(trial.user_attrs.get(_WORKER, ""))
-        name, _, pid = worker.rpartition(":")
-        if name == host:
-            gone = not _alive(int(pid))
+        if worker.rpartition(":")[0] == host:
+            gone = _gone(worker)
         else:
             began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-            gone = time.time() - began > (10 * _ORPHAN_S if worker else _ORPHAN_S)
+            late = time.time() - began > (10 * _ORPHAN_S if worker else _ORPHAN_S)
+            gone = late or (not worker and all_gone)
         if gone:
             storage.set_trial_user_attr(trial._trial_id, ABANDONED, "killed")
             study.tell(trial.number, state=TrialState.FAIL)
             freed += 1
     return freed
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _gone(process: str) -> bool:
+    """Whether a process, as `_this_process` names it, is known to have ended."""
+    host, _, pid = process.rpartition(":")
+    return host == socket.gethostname() and not _alive(int(pid))
 
 
 def _alive(pid: int) -> bool:
@@ -111,7 +129,7 @@ def _alive(pid: int) -> bool:
 def best_distinct(found: Sequence[Measurement], count: int) -> list[Measurement]:
     """The fastest `count` good measurements that are different programs, fastest first."""
     chosen: list[Measurement] = []
-    for measurement in sorted((m for m in found if m.ok), key=lambda m: m.median_ns):
+    for measurement in sorted((m for m in found if m.ok), key=lambda m: m.time_ns):
         if len(chosen) == count:
             break
         if all(measurement.spirv_sha256 != c.spirv_sha256 for c in chosen):

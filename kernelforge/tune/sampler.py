@@ -7,7 +7,7 @@ model of `acquisition` chooses; Optuna keeps the history, the storage and the da
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,22 @@ class EnumeratedSampler(BaseSampler):
             elif trial.state == TrialState.RUNNING:
                 found.setdefault(index, None)
         return found
+
+    def likely_next(self, trials: Sequence[FrozenTrial]) -> Iterator[dict[str, Any]]:
+        """Guesses of what will be proposed after these trials, some of which still run.
+
+        Right while the first configurations are tried, or random ones where nothing fails; later
+        the results that are still missing may turn the search elsewhere.
+        """
+        number = max((t.number for t in trials), default=-1) + 1
+        seen = self.seen(trials)
+        proposer = self._proposer.copy()
+        while True:
+            index = proposer.propose(seen, np.random.default_rng([self._seed, number]))
+            if index is None:
+                return
+            yield dict(self._configs[index])
+            seen[index], number = None, number + 1
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial

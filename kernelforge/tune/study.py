@@ -7,20 +7,22 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.study import Study
 
 from kernelforge.compile import buildable
 from kernelforge.errors import TuneError
 from kernelforge.family import KernelFamily
 from kernelforge.measure.bench import Bench, Effort
-from kernelforge.measure.measurement import Measurement, Outcome
-from kernelforge.measure.statistics import drifted
+from kernelforge.measure.isolated import IsolatedBench, Patience
+from kernelforge.measure.measurement import Measurement
+from kernelforge.measure.measurer import Measurer
+from kernelforge.measure.supervisor import Supervisor
 from kernelforge.render import render
 from kernelforge.tune.budget import Budget, Deadline, share
 from kernelforge.tune.finals import choose, run_finals
@@ -28,15 +30,14 @@ from kernelforge.tune.journal import Journal
 from kernelforge.tune.objective import (
     best_distinct,
     describe_failures,
-    incumbent_ns,
-    measurements,
+    measured_trials,
     release_orphans,
-    run_trial,
 )
 from kernelforge.tune.problems import TuneTask
-from kernelforge.tune.progress import Progress
-from kernelforge.tune.sampler import EnumeratedSampler, ExhaustedError
+from kernelforge.tune.sampler import EnumeratedSampler
+from kernelforge.tune.search import OnProgress, Search
 from kernelforge.tune.storage import open_storage
+from kernelforge.tune.warm import Start, starts_for
 from kernelforge.variant import Variant
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.dtypes import DType
@@ -45,10 +46,20 @@ from kernelforge_runtime.vk import Device
 
 log = logging.getLogger(__name__)
 
-DRIFT_EVERY = 20
-"""Trials between two measurements of the default variant, which show whether the device drifts."""
 
-OnProgress = Callable[[Progress], None]
+@dataclass(frozen=True)
+class Isolation:
+    """In whose process variants run, and what is known to be deadly there.
+
+    Attributes:
+        supervisor: owner of the worker process.
+        patience: deadlines of its work.
+        avoid: measurements by the hash of SPIR-V that is not run again; grows.
+    """
+
+    supervisor: Supervisor
+    patience: Patience = field(default_factory=Patience)
+    avoid: dict[str, Measurement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,8 @@ class TuneResult:
         seconds: time this session took.
         study: name of the Optuna study.
         drift: True where the default's own time moved by more than 3 % during the search.
+        warm_trials: how many of the trials were of configurations given to start with.
+        warm_won: whether the winner was one of them, and not the default.
     """
 
     family: str
@@ -80,6 +93,8 @@ class TuneResult:
     seconds: float
     study: str
     drift: bool = False
+    warm_trials: int = 0
+    warm_won: bool = False
 
     @property
     def speedup(self) -> float:
@@ -99,6 +114,7 @@ def tune_problem(
     warm: Sequence[Mapping[str, Any]] = (),
     seed: int = 0,
     effort: Effort | None = None,
+    isolation: Isolation | None = None,
 ) -> TuneResult:
     """Finds the fastest right variant of a family for one problem on one device.
 
@@ -117,6 +133,8 @@ def tune_problem(
         warm: configurations to try right after the default, e.g. winners of a sibling device.
         seed: of the search.
         effort: how long each variant is timed.
+        isolation: the process that variants run in; this one if None, which a variant that never
+            ends or crashes takes along.
 
     Raises:
         TuneError: the problem is impossible, no variant gives a right result, or the device was
@@ -137,12 +155,12 @@ def tune_problem(
     )
     if freed := release_orphans(study, held):
         log.info("%s: %d trials of a killed process will be done again", name, freed)
-    with Bench(device, family, precision, problem, effort=effort) as bench:
-        search = _Search(study, sampler, bench, journal, default, budget, on_progress)
+    with _bench(device, family, precision, problem, effort, isolation) as bench:
         try:
+            search = Search(study, sampler, bench, journal, default, budget, on_progress)
             search.run()
-            found = measurements(study.get_trials(deepcopy=False))
-            finalists = best_distinct(found, budget.finalists)
+            found = [m for _, m in measured_trials(study.get_trials(deepcopy=False))]
+            finalists = best_distinct(search.corrected(), budget.finalists)
             if not finalists:
                 raise TuneError(
                     f"no variant of {family.name} {precision} gives a right result at {problem} on "
@@ -153,6 +171,8 @@ def tune_problem(
             raise TuneError(f"{error}; run the same command again to go on") from error
         for measurement in finals:
             journal.append(measurement)
+    warm_names = {family.variant(precision, params).name for params in warm}
+    warm_names.discard(finals[0].variant)
     best = choose(finals)
     if best is None:
         raise TuneError(
@@ -170,8 +190,26 @@ def tune_problem(
         space_size=sampler.size,
         seconds=time.monotonic() - started,
         study=name,
-        drift=drifted(search.default_times),
+        drift=search.drift.moved,
+        warm_trials=len(warm_names & {m.variant for m in found}),
+        warm_won=best.variant in warm_names,
     )
+
+
+def _bench(
+    device: Device,
+    family: KernelFamily,
+    precision: DType,
+    problem: Problem,
+    effort: Effort | None,
+    isolation: Isolation | None,
+) -> AbstractContextManager[Measurer]:
+    if isolation is None:
+        return Bench(device, family, precision, problem, effort=effort)
+    return IsolatedBench(
+        isolation.supervisor, device.info, family, precision, problem,
+        effort=effort, patience=isolation.patience, avoid=isolation.avoid,
+    )  # fmt: skip
 
 
 def tune_problems(
@@ -183,10 +221,24 @@ def tune_problems(
     on_progress: OnProgress | None = None,
     on_result: Callable[[TuneResult], None] | None = None,
     seed: int = 0,
+    isolation: Isolation | None = None,
+    starts: Sequence[Start] = (),
 ) -> list[TuneResult]:
     """Tunes several problems, the heaviest first, sharing the budget's seconds among them.
 
     A problem that fails is logged and left out; the others go on.
+
+    Args:
+        device: where to measure.
+        tasks: what to tune.
+        budget: trials per problem, and seconds in all.
+        journal: takes every measurement.
+        storage: as for `tune_problem`.
+        on_progress: called after each trial.
+        on_result: called after each problem.
+        seed: of the searches.
+        isolation: as for `tune_problem`.
+        starts: winners of other bundles; those that fit best are tried first.
 
     Raises:
         TuneError: all of them failed, or the device was lost.
@@ -205,7 +257,8 @@ def tune_problems(
         try:
             result = tune_problem(
                 device, task.family, task.precision, task.problem, own, journal, held,
-                on_progress, warm=_transfer(results, task), seed=seed,
+                on_progress, warm=[*_transfer(results, task), *starts_for(starts, task)],
+                seed=seed, isolation=isolation,
             )  # fmt: skip
         except TuneError as error:
             if isinstance(error.__cause__, DeviceLostError):
@@ -219,79 +272,6 @@ def tune_problems(
     if not results and failure is not None:
         raise failure
     return results
-
-
-class _Search:
-    """The loop of one study."""
-
-    def __init__(
-        self,
-        study: Study,
-        sampler: EnumeratedSampler,
-        bench: Bench,
-        journal: Journal,
-        default: Mapping[str, Any],
-        budget: Budget,
-        on_progress: OnProgress | None,
-    ) -> None:
-        self._study, self._sampler, self._bench = study, sampler, bench
-        self._journal, self._default, self._budget = journal, default, budget
-        self._on_progress = on_progress
-        self.default_times: list[float] = []
-
-    def run(self) -> None:
-        """Asks and measures until the budget is spent or every configuration was tried.
-
-        Raises:
-            DeviceLostError: the device is gone; the variant that did it is recorded.
-        """
-        deadline = Deadline(self._budget.seconds)
-        limit = min(self._budget.trials, self._sampler.size)
-        here = 0
-        while True:
-            done = len(self._sampler.seen(self._study.get_trials(deepcopy=False)))
-            if done >= limit or (deadline.reached and done > 0):
-                return
-            try:
-                trial = self._study.ask(self._sampler.space)
-            except ExhaustedError:
-                return
-            measurement = run_trial(self._study, trial, self._bench, self._journal)
-            here += 1
-            self._report(measurement, done + 1, limit, deadline)
-            if measurement.outcome is Outcome.DEVICE_LOST:
-                raise DeviceLostError(f"{measurement.variant}: {measurement.reason}")
-            if here % DRIFT_EVERY == 0 and not deadline.reached:
-                self._check_drift()
-
-    def _report(self, last: Measurement, number: int, limit: int, deadline: Deadline) -> None:
-        bench = self._bench
-        progress = Progress(
-            family=bench.family.name,
-            precision=bench.precision.name,
-            problem=bench.problem,
-            number=number,
-            limit=limit,
-            last=last,
-            best_ns=incumbent_ns(self._study),
-            cost=bench.family.cost(bench.problem, bench.precision),
-            left_s=deadline.left_s,
-        )
-        log.info("%s", progress.line())
-        if self._on_progress is not None:
-            self._on_progress(progress)
-
-    def _check_drift(self) -> None:
-        again = replace(self._bench.measure_again(self._default), phase="drift")
-        self._journal.append(again)
-        if again.ok:
-            self.default_times.append(again.median_ns)
-            if drifted(self.default_times):
-                log.warning(
-                    "%s: the device drifts: the default took %s us",
-                    self._bench.problem,
-                    ", ".join(f"{t / 1e3:.1f}" for t in self.default_times),
-                )
 
 
 def study_name(

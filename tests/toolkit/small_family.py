@@ -75,6 +75,8 @@ def small_family(faults: tuple[str, ...] = ("none",), **changes: Any) -> KernelF
         "oracle": oracle,
         "cost": cost,
     }
+    if not changes:
+        declared["source"] = (__name__, "small_family", (list(faults),))
     return KernelFamily(**{**declared, **changes})
 
 

@@ -1,0 +1,124 @@
+"""The careful measurement of a few variants: checked on the full problem, timed in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kernelforge.measure.verify import Verification
+from kernelforge_runtime.abi.module import ShaderModule
+
+if TYPE_CHECKING:
+    from kernelforge.measure.bench import Bench, Timer
+
+LEAST_ROUNDS = 3
+_ROUND_NS = 30e6
+
+
+@dataclass(frozen=True)
+class Turns:
+    """One variant's share of a measurement in turns.
+
+    Attributes:
+        samples_ns: one sample per round, ns per dispatch.
+        dispatches: dispatches per sample.
+        clock: as in `Measurement`.
+        cold: as in `Measurement`.
+    """
+
+    samples_ns: tuple[float, ...]
+    dispatches: int
+    clock: str
+    cold: bool
+
+
+def check_everywhere(
+    bench: Bench, module: ShaderModule, params: Mapping[str, Any], seed: int
+) -> Verification:
+    """On the full problem, then on the family's awkward small ones: the first that is wrong.
+
+    A bundle serves other problems of the family with the same variant, so edges count even where
+    the tuned problem has none.
+
+    Raises:
+        DeviceLostError: the device did not answer in time.
+    """
+    found = bench.check(module, seed, bench.problem)
+    for corner in bench.family.corner_problems:
+        if not found.ok:
+            break
+        if bench.family.space.refuses(params, bench.info, corner) is not None:
+            continue
+        at_corner = bench.check(module, seed, corner)
+        if not at_corner.ok:
+            return replace(at_corner, reason=f"at {corner}: {at_corner.reason}")
+    return found
+
+
+def time_in_turns(
+    bench: Bench,
+    modules: Sequence[ShaderModule],
+    fastest_ns: float,
+    rounds: int,
+    seconds: float,
+    seed: int,
+    on_turn: Callable[[str], None] = lambda name: None,
+) -> dict[str, Turns]:
+    """Times modules alternately, in a new random order each round.
+
+    Args:
+        bench: of the problem.
+        modules: what to time, by distinct names.
+        fastest_ns: time of the fastest of them; every one repeats equally often, by this.
+        rounds: samples of each.
+        seconds: stop after about this long, though not before three rounds.
+        seed: of the order.
+        on_turn: told the name of each module before it runs.
+
+    Raises:
+        DeviceLostError: the device did not answer in time.
+    """
+    timers: dict[str, Timer] = {}
+    try:
+        for module in modules:
+            on_turn(module.name)
+            repeat = bench.repetitions(module, fastest_ns, _ROUND_NS)
+            timers[module.name] = bench.timer(module, repeat)
+            timers[module.name].sample()  # warm-up
+        samples = _in_turns(timers, rounds, seconds, np.random.default_rng(seed), on_turn)
+        return {
+            m.name: Turns(
+                tuple(samples[m.name]),
+                timers[m.name].dispatches,
+                timers[m.name].clock,
+                bench.is_cold(m),
+            )
+            for m in modules
+        }
+    finally:
+        for timer in timers.values():
+            timer.close()
+
+
+def _in_turns(
+    timers: Mapping[str, Timer],
+    rounds: int,
+    seconds: float,
+    rng: np.random.Generator,
+    on_turn: Callable[[str], None],
+) -> dict[str, list[float]]:
+    samples: dict[str, list[float]] = {name: [] for name in timers}
+    spent = 0.0
+    names = list(timers)
+    for done in range(rounds):
+        if done >= LEAST_ROUNDS and spent > seconds * 1e9:
+            break
+        for i in rng.permutation(len(names)):
+            name = names[i]
+            on_turn(name)
+            samples[name].append(timers[name].sample())
+            spent += samples[name][-1] * timers[name].dispatches
+    return samples

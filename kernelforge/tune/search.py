@@ -1,0 +1,131 @@
+"""The loop of one study: ask, measure, tell, until the budget is spent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from optuna.study import Study
+
+from kernelforge.measure.measurement import Measurement, Outcome
+from kernelforge.measure.measurer import Measurer
+from kernelforge.tune.ahead import Ahead
+from kernelforge.tune.budget import Budget, Deadline
+from kernelforge.tune.drift import EVERY, Drift
+from kernelforge.tune.journal import Journal
+from kernelforge.tune.objective import incumbent_ns, measured_trials, run_trial
+from kernelforge.tune.progress import Progress
+from kernelforge.tune.sampler import EnumeratedSampler, ExhaustedError
+from kernelforge_runtime.errors import DeviceLostError
+
+log = logging.getLogger(__name__)
+
+REFERENCES = "references"
+"""Study attribute: the times of the default; see `Drift`."""
+AHEAD = 2
+"""Variants that are compiled while another one is measured."""
+
+OnProgress = Callable[[Progress], None]
+
+
+class Search:
+    """One session of one study.
+
+    Attributes:
+        drift: how the device's speed moved, earlier sessions included.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        sampler: EnumeratedSampler,
+        bench: Measurer,
+        journal: Journal,
+        default: Mapping[str, Any],
+        budget: Budget,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self._study, self._sampler, self._bench = study, sampler, bench
+        self._journal, self._default, self._budget = journal, default, budget
+        self._on_progress = on_progress
+        self._default_name = bench.family.variant(bench.precision, default).name
+        self.drift = Drift(study.user_attrs.get(REFERENCES, ()))
+
+    def run(self) -> None:
+        """Asks and measures until the budget is spent or every configuration was tried.
+
+        Raises:
+            DeviceLostError: the device is gone; the variant that did it is recorded.
+        """
+        bench = self._bench
+        # On a processor the compiler would take the cores that are being timed.
+        threads = 1 if bench.isolated and bench.info.device_type != "cpu" else 0
+        deadline = Deadline(self._budget.seconds)
+        limit = min(self._budget.trials, self._sampler.size)
+        here = 0
+        with Ahead(bench.family, bench.precision, threads) as ahead:
+            while True:
+                trials = self._study.get_trials(deepcopy=False)
+                done = len(self._sampler.seen(trials))
+                if done >= limit or (deadline.reached and done > 0):
+                    return
+                if self.drift.times_ns and here % EVERY == 0:
+                    self._take_reference(len(trials))
+                try:
+                    trial = self._study.ask(self._sampler.space)
+                except ExhaustedError:
+                    return
+                ahead.want(self._next)
+                slowdown = self.drift.slowdown_at(trial.number)
+                last = run_trial(self._study, trial, bench, self._journal, slowdown)
+                here += 1
+                if last.ok and last.variant == self._default_name and not self.drift.times_ns:
+                    self._add_reference(trial.number, last)
+                self._report(last, done + 1, limit, deadline)
+                if last.outcome is Outcome.DEVICE_LOST and not bench.isolated:
+                    raise DeviceLostError(f"{last.variant}: {last.reason}")
+
+    def corrected(self) -> list[Measurement]:
+        """Every measurement of the study, with drift taken out by all references there are."""
+        trials = measured_trials(self._study.get_trials(deepcopy=False))
+        return [self.drift.correct(measurement, number) for number, measurement in trials]
+
+    def _next(self) -> list[dict[str, Any]]:
+        trials = self._study.get_trials(deepcopy=False)
+        return list(islice(self._sampler.likely_next(trials), AHEAD))
+
+    def _report(self, last: Measurement, number: int, limit: int, deadline: Deadline) -> None:
+        bench = self._bench
+        progress = Progress(
+            family=bench.family.name,
+            precision=bench.precision.name,
+            problem=bench.problem,
+            number=number,
+            limit=limit,
+            last=last,
+            best_ns=incumbent_ns(self._study),
+            cost=bench.family.cost(bench.problem, bench.precision),
+            left_s=deadline.left_s,
+        )
+        log.info("%s", progress.line())
+        if self._on_progress is not None:
+            self._on_progress(progress)
+
+    def _take_reference(self, number: int) -> None:
+        again = replace(self._bench.measure_again(self._default), phase="drift")
+        self._journal.append(again)
+        if again.ok:
+            self._add_reference(number, again)
+            if self.drift.moved:
+                log.info(
+                    "%s: the device drifts: the default took %s us",
+                    self._bench.problem,
+                    ", ".join(f"{t / 1e3:.1f}" for t in self.drift.times_ns),
+                )
+
+    def _add_reference(self, number: int, measurement: Measurement) -> None:
+        self.drift.add(number, measurement)
+        self._study.set_user_attr(REFERENCES, self.drift.to_json())

@@ -1,0 +1,84 @@
+"""Winners of other bundles as first candidates: of any device, and of any problem.
+
+What is fast on one device is often fast on another, so a search that starts there needs fewer
+trials; where it is not, it costs those few.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kernelforge.errors import SpaceError, TuneError
+from kernelforge.tune.problems import TuneTask
+from kernelforge.variant import Variant
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.bundle import read_manifest
+from kernelforge_runtime.errors import BundleError
+
+log = logging.getLogger(__name__)
+
+MOST = 6
+"""Configurations that one problem takes over: a search of forty has others to try."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A configuration that won somewhere.
+
+    Attributes:
+        variant: its full name.
+        problem: where it won.
+        bundle: the slug of the device it won on.
+    """
+
+    variant: Variant
+    problem: Problem
+    bundle: str
+
+
+def read_starts(bundles: Iterable[Path]) -> list[Start]:
+    """The winners of bundles.
+
+    Args:
+        bundles: folders with a manifest.
+
+    Raises:
+        TuneError: one is no bundle, or is damaged.
+    """
+    found = []
+    for path in bundles:
+        try:
+            manifest = read_manifest(path)
+        except BundleError as error:
+            raise TuneError(f"--warm-start {path}: {error}") from error
+        for entry in manifest.entries:
+            variant = Variant.parse(entry.variant)
+            found.append(Start(variant, entry.problem, manifest.device.slug))
+    return found
+
+
+def starts_for(starts: Sequence[Start], task: TuneTask, most: int = MOST) -> list[dict[str, Any]]:
+    """The configurations that fit a task, each once: its own precision and nearest problems first.
+
+    Those that the family's space does not know any more are left out; whether the device can run
+    one is for the sampler to say.
+    """
+    precision = task.precision.name
+    same = [s for s in starts if s.variant.family == task.family.name]
+    same.sort(key=lambda s: (s.variant.precision != precision, task.problem.distance(s.problem)))
+    found: list[dict[str, Any]] = []
+    for start in same:
+        try:
+            params = task.family.space.normalise(start.variant.values)
+        except SpaceError as error:
+            log.info("%s of %s: %s", start.variant, start.bundle, error)
+            continue
+        if params not in found:
+            found.append(params)
+        if len(found) == most:
+            break
+    return found
