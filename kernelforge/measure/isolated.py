@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,6 +35,8 @@ from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.dtypes import DType
 from kernelforge_runtime.errors import DeviceLostError
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +111,7 @@ class IsolatedBench:
         self._programs = Programs(info, family, precision, problem)
         self._supervisor = supervisor
         self._baseline_s: float | None = None
+        self._took_s = 0.0
         self._in_a_row = 0
         self._good: tuple[Measurement, ShaderModule] | None = None
         self._opened = -1
@@ -184,8 +188,10 @@ class IsolatedBench:
             "seed": seed,
         }
         try:
-            answer = self._ask(message, [module.spirv], self._patience.ceiling_s)
-            return verification_from_json(answer["verification"])
+            return self._ask(
+                message, [module.spirv], self._patience.ceiling_s,
+                lambda answer: verification_from_json(answer["verification"]),
+            )  # fmt: skip
         except LostError as error:
             self._blame(self.describe(params), module, error)
             raise
@@ -216,13 +222,14 @@ class IsolatedBench:
                 "seed": seed,
             }
             try:
-                answer = self._ask(
+                timed = self._ask(
                     message,
                     [m.spirv for m in left],
                     self._patience.ceiling_s + 2 * seconds,
-                    lambda news, turn=turn: turn.append(str(news["turn"])),
+                    lambda answer: turns_from_json(answer["turns"]),
+                    partial(_note_turn, turn),
                 )
-                return turns_from_json(answer["turns"]), lost
+                return timed, lost
             except LostError as error:
                 guilty = next((m for m in left if m.name == turn[-1]), left[0])
                 lost[guilty.name] = error
@@ -236,14 +243,13 @@ class IsolatedBench:
         incumbent_ns: float | None,
         baseline: bool = False,
     ) -> Measurement:
-        started = time.monotonic()
         try:
             found = self._run(blank, module, incumbent_ns)
         except LostError as error:
             return self._blame(blank, module, error)
         if found.ok:
             if baseline or self._baseline_s is None:
-                self._baseline_s = time.monotonic() - started
+                self._baseline_s = self._took_s
             self._good = (blank, module)
         return found
 
@@ -257,31 +263,50 @@ class IsolatedBench:
             "incumbent_ns": incumbent_ns,
         }
         seconds = self._patience.deadline_s(self._baseline_s)
-        answer = self._ask(message, [module.spirv], seconds)
-        found = Measurement.from_json(answer["measurement"])
+        found = self._ask(
+            message, [module.spirv], seconds,
+            lambda answer: Measurement.from_json(answer["measurement"]),
+        )  # fmt: skip
         # Whose result it is, this process knows better than one that has run an unproven kernel.
         return replace(found, variant=blank.variant, spirv_sha256=blank.spirv_sha256)
 
     def _ask(
-        self, message: Mapping[str, Any], blobs: Sequence[bytes], seconds: float, *news: Any
-    ) -> dict[str, Any]:
+        self,
+        message: Mapping[str, Any],
+        blobs: Sequence[bytes],
+        seconds: float,
+        read: Callable[[Mapping[str, Any]], T],
+        on_news: Callable[[Mapping[str, Any]], None] = lambda news: None,
+    ) -> T:
         if self._in_a_row >= self._patience.in_a_row:
             self._probe()
-        self._open()
         try:
-            try:
-                answer = self._supervisor.ask(message, blobs, seconds, *news)
-            except IdleLossError as error:
-                log.warning("the measuring process had ended: %s; started another one", error)
-                self._open()
-                answer = self._supervisor.ask(message, blobs, seconds, *news)
-        except LostError as error:
-            if error.outcome in LOSSES:
-                self._in_a_row += 1
-            self._supervisor.start()  # it gets ready while the next variant is compiled
-            raise
+            answer = self._ask_once(message, blobs, seconds, read, on_news)
+        except IdleLossError as error:
+            log.warning("the measuring process had ended: %s; starting another one", error)
+            answer = self._ask_once(message, blobs, seconds, read, on_news)
         self._in_a_row = 0
         return answer
+
+    def _ask_once(
+        self,
+        message: Mapping[str, Any],
+        blobs: Sequence[bytes],
+        seconds: float,
+        read: Callable[[Mapping[str, Any]], T],
+        on_news: Callable[[Mapping[str, Any]], None],
+    ) -> T:
+        self._open()
+        started = time.monotonic()
+        try:
+            return self._supervisor.ask(message, blobs, seconds, read, on_news)
+        except LostError as error:
+            lost = error.outcome in LOSSES and not isinstance(error, IdleLossError)
+            self._in_a_row = self._in_a_row + 1 if lost else 0
+            self._supervisor.start()  # it gets ready while the next variant is compiled
+            raise
+        finally:
+            self._took_s = time.monotonic() - started
 
     def _open(self) -> None:
         """Makes sure that a worker runs which has opened this problem."""
@@ -292,7 +317,7 @@ class IsolatedBench:
                 return
             try:
                 seed = self.next_seed()
-                self._supervisor.ask({**self._opening, "seed": seed}, [], START_S)
+                self._supervisor.ask({**self._opening, "seed": seed}, [], START_S, lambda _: None)
             except LostError as error:  # not the fault of any variant
                 last = error
                 continue
@@ -344,3 +369,7 @@ class IsolatedBench:
         return replace(
             blank, outcome=earlier.outcome, reason=f"not run again: {earlier.reason}", note=ENDED
         )
+
+
+def _note_turn(turn: list[str], news: Mapping[str, Any]) -> None:
+    turn[:] = [str(news["turn"])]

@@ -18,11 +18,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from kernelforge.errors import MeasureError
 from kernelforge.measure.measurement import LostError, Outcome
 from kernelforge.measure.protocol import Channel
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -102,14 +104,16 @@ class Supervisor:
         message: Mapping[str, Any],
         blobs: Sequence[bytes],
         seconds: float,
+        read: Callable[[Mapping[str, Any]], T],
         on_news: Callable[[Mapping[str, Any]], None] = lambda news: None,
-    ) -> dict[str, Any]:
+    ) -> T:
         """Sends a request to the worker that runs and waits for its answer.
 
         Args:
             message: the request.
             blobs: SPIR-V that belongs to it.
             seconds: until when the answer must be there.
+            read: makes the result of the answer; a form that it refuses is the worker's fault.
             on_news: told what the worker says before it answers.
 
         Raises:
@@ -133,11 +137,13 @@ class Supervisor:
                     raise self._hung(seconds)
                 answer, _ = channel.receive()
                 if "turn" not in answer:
-                    return self._judged(answer)
+                    break
                 on_news(answer)
+            self._judge(answer)
+            return _read(answer, read)
         except (EOFError, OSError):
             raise self._died(oom) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             self.kill()
             self.losses += 1
             raise LostError(Outcome.CRASHED, f"the worker answered nonsense: {error}") from None
@@ -167,7 +173,7 @@ class Supervisor:
                 self._child.wait(_STOP_S)
         self.kill()
 
-    def _judged(self, answer: dict[str, Any]) -> dict[str, Any]:
+    def _judge(self, answer: Mapping[str, Any]) -> None:
         if "error" in answer:
             raise MeasureError(str(answer["error"]))
         if "failed" in answer:
@@ -177,7 +183,6 @@ class Supervisor:
             self.kill()
             self.losses += 1
             raise LostError(outcome, str(answer["reason"]))
-        return answer
 
     def _hung(self, seconds: float) -> LostError:
         self.kill()
@@ -211,6 +216,13 @@ class Supervisor:
         lines = self._errors.read().decode(errors="replace").splitlines()
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return f": {last[:200]}" if last else ""
+
+
+def _read(answer: Mapping[str, Any], read: Callable[[Mapping[str, Any]], T]) -> T:
+    try:
+        return read(answer)
+    except MeasureError as error:
+        raise ValueError(str(error)) from None
 
 
 def _kill_group(pid: int) -> None:

@@ -28,8 +28,8 @@ def signature(precision: DType, params: Mapping[str, Any]) -> Signature:
     return Signature(
         bindings=(
             Binding("weight", precision, ("M", "K")),
-            Binding("x", F32, ("K",)),
-            Binding("y", F32, ("M",), "write"),
+            Binding("vector", F32, ("K",)),
+            Binding("result", F32, ("M",), "write"),
         ),
         push_constants=(PushConstant("M"), PushConstant("K")),
         grid=Grid(x=(CeilDiv("M", params["WORKGROUP"] * params["ROWS"]),)),
@@ -39,7 +39,7 @@ def signature(precision: DType, params: Mapping[str, Any]) -> Signature:
 
 def inputs(problem: Problem, precision: DType, rng: np.random.Generator) -> Arrays:
     weight = rng.standard_normal((problem["M"], problem["K"]), dtype=np.float32)
-    return {"weight": weight, "x": rng.standard_normal(problem["K"], dtype=np.float32)}
+    return {"weight": weight, "vector": rng.standard_normal(problem["K"], dtype=np.float32)}
 
 
 def oracle(
@@ -48,7 +48,7 @@ def oracle(
     arrays: Mapping[str, NDArray[Any]],
     constants: Mapping[str, float],
 ) -> Arrays:
-    return {"y": arrays["weight"].astype(np.float64) @ arrays["x"].astype(np.float64)}
+    return {"result": arrays["weight"].astype(np.float64) @ arrays["vector"].astype(np.float64)}
 
 
 def cost(problem: Problem, precision: DType) -> tuple[float, float]:

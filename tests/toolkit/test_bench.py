@@ -146,8 +146,8 @@ def test_weights_rotate_through_more_than_a_cache_and_the_rest_stays(device: Dev
         assert rotation.cold(taken)
         one, two = rotation.buffers(taken, 0), rotation.buffers(taken, 1)
         assert one["weight"] is not two["weight"]
-        assert one["x"] is two["x"]
-        assert one["y"] is two["y"]
+        assert one["vector"] is two["vector"]
+        assert one["result"] is two["result"]
         assert rotation.buffers(taken, copies)["weight"] is one["weight"]
     finally:
         rotation.close()
