@@ -118,7 +118,11 @@ def test_a_right_kernel_passes_with_any_seed(device: Device) -> None:
 @pytest.mark.glslang
 @pytest.mark.parametrize(
     ("fault", "says"),
-    [("wrong", r"y\[3\]"), ("overrun", "past the end of y"), ("hole", "1 words .* never written")],
+    [
+        ("wrong", r"result\[3\]"),
+        ("overrun", "past the end of result"),
+        ("hole", "1 words .* never written"),
+    ],
 )
 def test_faults_are_caught_and_named(device: Device, fault: str, says: str) -> None:
     found = verify(device, small_family(FAULTS), F32, params(fault), PROBLEM, 1)
@@ -151,7 +155,9 @@ def test_outputs_of_an_earlier_run_do_not_hide_a_hole(device: Device) -> None:
 @pytest.mark.vulkan
 @pytest.mark.glslang
 def test_a_family_whose_declarations_disagree_is_an_error_of_its_own(device: Device) -> None:
-    short = small_family(FAULTS, inputs=lambda p, d, rng: {"weight": np.zeros(3), "x": np.zeros(3)})
+    short = small_family(
+        FAULTS, inputs=lambda p, d, rng: {"weight": np.zeros(3), "vector": np.zeros(3)}
+    )
     with pytest.raises(MeasureError, match="bytes"):
         verify(device, short, F32, params("none"), PROBLEM, 1)
     silent = small_family(FAULTS, oracle=lambda *_: {"other": np.zeros(3)})
@@ -159,8 +165,8 @@ def test_a_family_whose_declarations_disagree_is_an_error_of_its_own(device: Dev
         verify(device, silent, F32, params("none"), PROBLEM, 1)
     missing = small_family(
         FAULTS,
-        inputs=lambda p, d, rng: {"x": inputs(p, d, rng)["x"]},
-        oracle=lambda p, d, arrays, c: {"y": np.zeros(p["M"])},
+        inputs=lambda p, d, rng: {"vector": inputs(p, d, rng)["vector"]},
+        oracle=lambda p, d, arrays, c: {"result": np.zeros(p["M"])},
     )
     with pytest.raises(MeasureError, match="weight is read"):
         verify(device, missing, F32, params("none"), PROBLEM, 1)
