@@ -3,16 +3,17 @@
 python := .venv/bin/python
 kernelforge := .venv/bin/kernelforge
 TEST_PROCESSES ?= 2
+VARIANTS ?= 20
 TESTS13 := tests/families/test_conformance.py tests/families/test_gemm_coop.py
 # gemm and gemv are slow to compile there, and are covered on the other devices; TESTS13_K= runs them too
 TESTS13_K ?= test_gemm_coop or not (gemm or gemv)
 models := $(wildcard runtime/demo/*.safetensors)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test13 check bench report gpu clean
+.PHONY: help setup demo test conformance test13 check bench report gpu clean
 
 help:       ## this list
-	@sed -n 's/^\([a-z0-9]*\): *[a-z ]*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z0-9]*\): *[a-z ]*## /\1\t/p' Makefile | expand -t 13
 
 setup:      ## install all that is needed: system packages, two software devices, .venv
 	@bash scripts/setup.sh
@@ -22,6 +23,10 @@ demo: setup ## tune, bundle, run a real model and report, on the default device
 
 test: setup ## the whole test suite; PYTEST_ARGS="-k gemv" for a part of it
 	@. scripts/env.sh && $(python) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+
+conformance: setup ## every kernel family with VARIANTS (20) random variants at each problem
+	@. scripts/env.sh && KERNELFORGE_VARIANTS=$(VARIANTS) $(python) -m pytest -n $(TEST_PROCESSES) --dist worksteal \
+	  tests/families/test_conformance.py $(PYTEST_ARGS)
 
 test13: setup ## kernels on a newer Mesa and compiler, in .setup/debian13; skipped where it cannot be
 	@bash scripts/debian13.sh python3 -m pytest $(TESTS13) -k "$(TESTS13_K)" $(PYTEST_ARGS) || test $$? -eq 77

@@ -24,6 +24,7 @@ os.environ.setdefault("KERNELFORGE_DEVICE", DEVICES[0])
 from kernelforge_runtime.errors import DeviceError  # noqa: E402
 from kernelforge_runtime.vk import open_device  # noqa: E402
 from kernelforge_runtime.vk.device import VALIDATION_MESSAGES  # noqa: E402
+from tests.families.tally import TALLY, table  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -91,6 +92,7 @@ def pytest_sessionfinish(session):
         device.close()
     if hasattr(session.config, "workeroutput"):  # one of several processes: the first one tells
         session.config.workeroutput["validation"] = [str(m) for m in VALIDATION_MESSAGES]
+        session.config.workeroutput["conformance"] = TALLY
         return
     if VALIDATION_MESSAGES:
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
@@ -102,5 +104,14 @@ def pytest_sessionfinish(session):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    """What the validation layer told one of several processes."""
-    VALIDATION_MESSAGES.extend(getattr(node, "workeroutput", {}).get("validation", []))
+    """What the validation layer told one of several processes, and what conformance counted."""
+    output = getattr(node, "workeroutput", {})
+    VALIDATION_MESSAGES.extend(output.get("validation", []))
+    TALLY.extend(output.get("conformance", []))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if TALLY:
+        terminalreporter.section("conformance: variants that passed every check")
+        for line in table(TALLY):
+            terminalreporter.write_line(line)

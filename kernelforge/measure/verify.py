@@ -185,7 +185,9 @@ class Verifier:
         """Frees the device memory."""
         self._workspace.close()
 
-    def verify(self, module: ShaderModule, seed: int) -> Verification:
+    def verify(
+        self, module: ShaderModule, seed: int, timeout_s: float = VERIFY_TIMEOUT_S
+    ) -> Verification:
         """Runs `module` once on inputs drawn from `seed` and compares every output.
 
         Raises:
@@ -198,7 +200,7 @@ class Verifier:
         dispatch = Dispatch(module, self.problem, buffers, self._constants)
         started = time.monotonic()
         with Plan(self._device, [dispatch], name=module.name) as plan:
-            self._watch.run(plan, VERIFY_TIMEOUT_S)
+            self._watch.run(plan, timeout_s)
         run_s = time.monotonic() - started
         return replace(self._judge(signature, seed), run_s=run_s)
 
