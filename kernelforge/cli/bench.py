@@ -303,6 +303,17 @@ def _device_facts(device: Device, subject: Subject, ceilings: Ceilings | None) -
     }
 
 
+def _step_facts(subject: Subject | PeerSubject, test: str, tokens: int) -> dict[str, Any]:
+    """What a step of this test takes; nothing of who runs without dispatches of ours."""
+    from kernelforge_runtime.models import Model
+
+    model = getattr(subject, "model", None)
+    if not isinstance(model, Model):
+        return {}
+    count = model.dispatches(1 if test == "tg" else tokens)
+    return {"step_dispatches": count.total, "layer_dispatches": round(count.per_block, 3)}
+
+
 def _measure(
     setting: _Run,
     model: Model | Reference,
@@ -332,9 +343,9 @@ def _measure(
     for number, (test, tokens) in enumerate(setting.tests):
         bar.show(number, len(setting.tests), f"{weights} {test}{tokens}")
         found = measure(subjects, test, tokens, setting.repetitions)
-        for facts, samples in zip(known, found, strict=True):
+        for subject, facts, samples in zip(subjects, known, found, strict=True):
             record = BenchRecord(
-                **{**common, **facts},
+                **{**common, **facts, **_step_facts(subject, test, tokens)},
                 test=f"{test}{tokens}",
                 tok_per_s=tuple(samples.tok_per_s),
                 host_us=samples.host_median_us if test == "tg" else float("nan"),

@@ -15,10 +15,13 @@ from kernelforge.report.bench_journal import BenchRecord, paired
 if TYPE_CHECKING:
     from kernelforge.measure.baseline import Ceilings
 
-SPEED_COLUMNS = ("model", "weights", "bundle", "test", "tok/s", "spread", "mean", "least", "most")
+SPEED_COLUMNS = (
+    "model", "weights", "bundle", "test", "tok/s", "spread", "mean", "least", "most",
+    "dispatches", "per layer",
+)  # fmt: skip
 DECODE_COLUMNS = (
     "weights", "bundle", "host us/token", "weights/token", "GB/s", "of read bandwidth", "state",
-    "dispatches", "kernels",
+    "kernels",
 )  # fmt: skip
 RATIO_COLUMNS = ("weights", "test", "compared", "ratio", "spread", "95 % interval", "pairs")
 
@@ -125,6 +128,8 @@ def _speed_row(record: BenchRecord) -> tuple[str, ...]:
         f"{record.mean:.2f}",
         f"{min(record.tok_per_s):.2f}",
         f"{max(record.tok_per_s):.2f}",
+        str(record.step_dispatches or "-"),
+        f"{record.layer_dispatches:g}" if record.layer_dispatches else "-",
     )
 
 
@@ -137,7 +142,6 @@ def _decode_row(record: BenchRecord) -> tuple[str, ...]:
         f"{record.gbps:.2f}",
         percent(record.read_share) if math.isfinite(record.read_share) else "not measured",
         f"{record.state_bytes / 1e3:.1f} kB",
-        str(record.dispatches),
         record.kernels,
     )
 

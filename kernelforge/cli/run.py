@@ -20,6 +20,7 @@ from kernelforge_runtime.bundle import KernelSet
 from kernelforge_runtime.engine.generate import Statistics, generate
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models import Model, Reference
+from kernelforge_runtime.models.dispatches import DispatchCount
 from kernelforge_runtime.state import State
 from kernelforge_runtime.text import load_tokenizer
 
@@ -134,6 +135,10 @@ def _statistics(
     if isinstance(model, Model):
         stats["device"] = model.device.info.name
         stats["kernels"] = {match.value: n for match, n in model.matches().items()}
+        steps = {"decode": model.dispatches(1), "prefill": model.dispatches(counted.prompt_tokens)}
+        stats["dispatches"] = {
+            name: {"total": count.total, "layers": count.blocks} for name, count in steps.items()
+        }
     if kernels is not None:
         stats["bundles"] = [bundle.path for bundle in kernels.bundles]
     return stats
@@ -156,6 +161,8 @@ def _print_stats(output: Output, stats: dict[str, Any]) -> None:
     if "kernels" in stats:
         parts = ", ".join(f"{n} {kind}" for kind, n in stats["kernels"].items())
         output.note(f"kernels of one token: {parts}")
+    for name, found in stats.get("dispatches", {}).items():
+        output.note(f"a step of {name}: {DispatchCount(found['total'], found['layers'])}")
 
 
 def _trace(

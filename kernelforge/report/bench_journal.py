@@ -47,6 +47,8 @@ class BenchRecord:
         touched_bytes: of decoding: weight bytes that one token needs.
         state_bytes: recurrent state of one sequence.
         dispatches: of decoding: per token.
+        step_dispatches: of a step of this test: one token, or the prompt's first chunk.
+        layer_dispatches: of these, per layer of the model, the mean.
         read_gbps: measured read bandwidth of the device at the time.
         peer: another engine's name; then `bundle` is its version. "" of ours.
     """
@@ -71,6 +73,8 @@ class BenchRecord:
     touched_bytes: int = 0
     state_bytes: int = 0
     dispatches: int = 0
+    step_dispatches: int = 0
+    layer_dispatches: float = 0.0
     read_gbps: float = math.nan
     kernelforge: str = ""
     peer: str = ""

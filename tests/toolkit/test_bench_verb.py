@@ -77,6 +77,20 @@ def test_decoding_tells_what_a_token_costs(compared):
 
 @pytest.mark.vulkan
 @pytest.mark.glslang
+def test_a_step_s_dispatches_are_told_in_all_and_per_layer(compared):
+    """Around the one layer: embedding, two norms, the head; in decode the choice of the next token,
+    in a prompt the copy of what token shifts carried aside.
+    """
+    told, _ = compared
+    for result in told["results"]:
+        assert result["step_dispatches"] == result["layer_dispatches"] + 5
+        assert 6 <= result["layer_dispatches"] <= 12
+        if result["test"].startswith("tg"):
+            assert result["step_dispatches"] == result["dispatches"]
+
+
+@pytest.mark.vulkan
+@pytest.mark.glslang
 def test_touched_bytes_are_the_matrices_and_one_row_of_the_table(compared):
     """One layer of width 64, padded as kernels take it: three stacks, output, channel mix, head."""
     told, _ = compared

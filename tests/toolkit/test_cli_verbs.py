@@ -42,6 +42,11 @@ def test_run_continues_a_prompt_from_a_bundle_without_a_compiler():
     assert len(told["tokens"]) == 6
     assert told["stats"]["device"].startswith(DEVICE)
     assert "prefill" in found.stderr
+    steps = told["stats"]["dispatches"]
+    each = steps["decode"]["layers"][0]
+    line = f"a step of decode: {steps['decode']['total']} dispatches, {each} per layer"
+    assert 6 <= each <= 12
+    assert line in found.stderr
     by_numpy = json.loads(cpu_run(*asked[1:], "--weights", "f16").stdout)
     assert told["tokens"] == by_numpy["tokens"]
     assert told["text"] == by_numpy["text"]

@@ -9,6 +9,7 @@ from typing import Literal
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle.select import Match
 from kernelforge_runtime.models.dispatches import DispatchCount
+from kernelforge_runtime.models.step_size import BUCKETS
 from kernelforge_runtime.ops.builder import Call, PlanBuilder, Temporary
 from kernelforge_runtime.ops.vulkan_step import StepSize
 
@@ -44,9 +45,13 @@ class PlannedSteps:
                 found[key] = found.get(key, 0) + 1
         return [(*key, calls) for key, calls in found.items()]
 
-    def dispatches(self, tokens: int = 1, output: Output = "greedy") -> DispatchCount:
-        """How many dispatches a step of so many tokens of one sequence takes."""
-        return DispatchCount.of(self.calls(tokens, output))
+    def dispatches(self, tokens: int = 1) -> DispatchCount:
+        """How many dispatches the step takes that so many tokens of one sequence run in.
+
+        One token is decoding, with the choice of the next one; more are a prompt's, up to a chunk.
+        """
+        held = next((size for size in BUCKETS if size >= tokens), max(BUCKETS))
+        return DispatchCount.of(self.calls(held, "greedy" if held == 1 else "last"))
 
     def matches(self, tokens: int = 1) -> dict[Match, int]:
         """How many dispatches of a step were chosen how exactly."""
