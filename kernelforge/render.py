@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources.abc import Traversable
@@ -83,7 +83,7 @@ def render(family: KernelFamily, precision: str | DType, params: Mapping[str, An
         glsl=glsl,
         line_map=_line_map(_render(marked, family.template, context, variant), glsl),
         sha256=hashlib.sha256(glsl.encode()).hexdigest(),
-        template_sha256=_sources_sha256(plain, family.template, variant),
+        template_sha256=_sha256(_sources(plain, family.template, variant)),
     )
 
 
@@ -93,9 +93,18 @@ def template_sha256(family: KernelFamily) -> str:
     Raises:
         RenderError: one of them is missing or does not parse.
     """
+    return _sha256(template_sources(family))
+
+
+def template_sources(family: KernelFamily) -> Iterator[tuple[str, str]]:
+    """Name and text of the family's template and of every file that it uses, the template first.
+
+    Raises:
+        RenderError: one of them is missing or does not parse.
+    """
     roots = (family.templates,) if family.templates is not None else ()
     plain, _ = _environments((*roots, templates_dir()))
-    return _sources_sha256(plain, family.template, family.name)
+    return _sources(plain, family.template, family.name)
 
 
 # ---- Jinja --------------------------------------------------------------------------------
@@ -211,10 +220,20 @@ def _line_map(marked: str, glsl: str) -> tuple[tuple[str, int], ...]:
     return tuple(places)
 
 
-def _sources_sha256(environment: jinja2.Environment, template: str, variant: str) -> str:
+def _sha256(sources: Iterable[tuple[str, str]]) -> str:
+    digest = hashlib.sha256()
+    for file in sources:
+        for part in file:
+            data = part.encode()
+            digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def _sources(
+    environment: jinja2.Environment, template: str, variant: str
+) -> Iterator[tuple[str, str]]:
     loader = environment.loader
     assert isinstance(loader, _Loader)
-    digest = hashlib.sha256()
     pending, seen = [template], {template}
     while pending:
         name = pending.pop()
@@ -228,13 +247,10 @@ def _sources_sha256(environment: jinja2.Environment, template: str, variant: str
             raise RenderError(f"{place}: {error.message} (variant {variant})") from error
         if None in used:
             raise RenderError(f"{name}: includes a file by a computed name; write the name out")
-        for part in (name, source):
-            data = part.encode()
-            digest.update(len(data).to_bytes(8, "little") + data)
+        yield name, source
         new = sorted({n for n in used if n is not None} - seen)
         seen.update(new)
         pending.extend(new)
-    return digest.hexdigest()
 
 
 @lru_cache(maxsize=256)

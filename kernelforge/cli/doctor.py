@@ -139,7 +139,8 @@ def _compiler() -> Iterator[Finding]:
     """The GLSL compiler, what it knows, and the SPIR-V checker: only tuning needs them."""
     try:
         from kernelforge.compile.coverage import required_extensions
-        from kernelforge.compile.glslang import accepts, find_compiler
+        from kernelforge.compile.glslang import find_compiler
+        from kernelforge.compile.probe import accepts
         from kernelforge.families import load_families
 
         compiler = find_compiler()
@@ -168,7 +169,7 @@ def _left_out() -> Iterator[Finding]:
     """Per device and reason, the kernels that it has no variant of: that is no fault of it."""
     try:
         from kernelforge.compile.coverage import gaps, required_extensions
-        from kernelforge.compile.glslang import accepts
+        from kernelforge.compile.probe import accepts
         from kernelforge.families import load_families
     except ImportError:
         return  # said of the compiler already

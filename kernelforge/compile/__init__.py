@@ -16,7 +16,8 @@ from kernelforge.compile.check import (
     missing_extensions,
     validate,
 )
-from kernelforge.compile.glslang import Compiler, accepts, compile_glsl, find_compiler
+from kernelforge.compile.glslang import Compiler, compile_glsl, find_compiler
+from kernelforge.compile.probe import accepts
 from kernelforge.errors import CompileError
 from kernelforge.family import KernelFamily
 from kernelforge.render import Rendered, render

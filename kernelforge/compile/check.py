@@ -9,7 +9,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from kernelforge.compile.glslang import accepts, find_compiler
+from kernelforge.compile.glslang import find_compiler
+from kernelforge.compile.probe import accepts
 from kernelforge.errors import CompileError
 from kernelforge.family import KernelFamily
 from kernelforge_runtime.abi.device_info import DeviceInfo

@@ -10,7 +10,7 @@ from typing import Any
 
 from kernelforge.compile.check import extensions_in
 from kernelforge.family import KernelFamily
-from kernelforge.render import render
+from kernelforge.render import render, template_sources
 from kernelforge.resources import templates_dir
 from kernelforge.space import Choice, Constraint, Space
 from kernelforge_runtime.abi.device_info import DeviceInfo
@@ -107,11 +107,17 @@ def _is_form(choice: Choice) -> bool:
 def _not_compiled(
     family: KernelFamily, precision: DType, params: dict[str, Any], unknown: Set[str]
 ) -> str | None:
-    if not unknown:
-        return None
+    if not unknown & _mentioned(family):
+        return None  # without rendering: this is asked for every form of every family
     needed = {*family.requires, *extensions_in(render(family, precision, params).glsl)}
     names = ", ".join(sorted(needed & unknown))
     return f"the GLSL compiler does not know {names}" if names else None
+
+
+def _mentioned(family: KernelFamily) -> Set[str]:
+    """The extensions that a variant of the family could ask for."""
+    texts = (text for _, text in template_sources(family))
+    return {*family.requires, *(name for text in texts for name in extensions_in(text))}
 
 
 def _only(space: Space, choice: Choice, value: Any) -> Space:

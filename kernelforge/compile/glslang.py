@@ -114,25 +114,6 @@ def explain(output: str, returncode: int, locate: Callable[[int], str]) -> str:
     return errors[0] + (f"; and {more} more error{'s' * (more > 1)}" if more else "")
 
 
-@lru_cache(maxsize=64)
-def _accepts(compiler: Compiler, extension: str) -> bool:
-    glsl = f"#version 460\n#extension {extension} : require\nvoid main() {{}}\n"
-    try:
-        compile_glsl(glsl, f"probe of {extension}", compiler=compiler)
-    except CompileError:
-        return False
-    return True
-
-
-def accepts(extension: str) -> bool:
-    """Whether the compiler knows this GLSL extension.
-
-    Raises:
-        CompileError: there is no compiler.
-    """
-    return _accepts(find_compiler(), extension)
-
-
 def _run(
     command: list[str], folder: str | None, limit_s: float
 ) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from kernelforge.compile import accepts, buildable, find_compiler, missing_extensions
+from kernelforge.compile import (
+    accepts,
+    buildable,
+    find_compiler,
+    missing_extensions,
+    probe,
+)
 from kernelforge.compile.check import extensions_in
 from kernelforge.compile.coverage import Gap, gaps, required_extensions
 from kernelforge.errors import CompileError
@@ -105,3 +111,28 @@ def test_this_compiler_knows_all_but_cooperative_matrices_at_least():
     required = set(required_extensions(load_families().values()))
     unknown = {extension for extension in required if not accepts(extension)}
     assert unknown <= {"GL_KHR_cooperative_matrix"}
+
+
+def test_a_compiler_is_asked_once_for_an_extension_and_another_one_anew(tmp_path, monkeypatch):
+    asked = tmp_path / "asked"
+    path = tmp_path / "glslangValidator"
+    said = "ERROR: kernel.comp:2: '#extension' : extension not supported: GL_EXT_teapot"
+    text = (
+        "#!/bin/sh\n[ $1 = --version ] && echo 'Glslang Version: 1:0.0.1' && exit 0\n"
+        f'echo x >>"{asked}"; echo "{said}"; exit 1\n'
+    )
+    monkeypatch.setenv("KERNELFORGE_GLSLANG", str(path))
+    monkeypatch.setenv("KERNELFORGE_CACHE", str(tmp_path / "cache"))
+    for size in (0, 1):  # a compiler that was exchanged has another size
+        path.write_text(text + "#" * size)
+        path.chmod(0o755)
+        for _process in range(2):
+            probe._accepts.cache_clear()
+            assert not accepts("GL_EXT_teapot")
+        assert asked.read_text().count("x") == size + 1
+
+
+def test_a_probe_that_failed_for_another_reason_is_repeated(tmp_path, monkeypatch, old_compiler):
+    monkeypatch.setenv("KERNELFORGE_CACHE", str(tmp_path / "cache"))
+    assert not accepts("GL_EXT_teapot")
+    assert not (tmp_path / "cache" / "extensions").exists()

@@ -15,7 +15,8 @@ from kernelforge.compile import (
     glslang,
     validate,
 )
-from kernelforge.compile.glslang import accepts, compile_glsl, explain, find_compiler
+from kernelforge.compile.glslang import compile_glsl, explain, find_compiler
+from kernelforge.compile.probe import accepts
 from kernelforge.errors import CompileError
 from kernelforge.render import render
 from kernelforge.space import Space
