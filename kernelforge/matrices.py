@@ -19,9 +19,14 @@ from kernelforge_runtime.quantize import K_MULTIPLE, Quantized, dequantize, quan
 Arrays = dict[str, NDArray[Any]]
 
 
-def weight_bindings(precision: DType) -> tuple[Binding, ...]:
-    """`weight` [M, K] and, for the formats that have one, `scale` [M, K/64] behind it."""
-    weight = Binding("weight", precision, ("M", "K"))
+def weight_bindings(precision: DType, layout: str = "") -> tuple[Binding, ...]:
+    """`weight` [M, K] and, for the formats that have one, `scale` [M, K/64] behind it.
+
+    Args:
+        precision: of the weights.
+        layout: how `weight` lies in memory; scales are row-major.
+    """
+    weight = Binding("weight", precision, ("M", "K"), layout=layout)
     if precision not in QUANTIZED:
         return (weight,)
     return weight, Binding("scale", U32, ("M", f"K/{K_MULTIPLE}"))

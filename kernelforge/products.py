@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kernelforge.choices import activation_type, epilogue, random_route, stored
 from kernelforge.family import Arrays
 from kernelforge.matrices import random_weight, weight_bindings, weight_bits, weight_values
+from kernelforge.weight_layouts import layout_name
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ROUTE_ROWS
 from kernelforge_runtime.abi.signature import Binding, PushConstant
@@ -22,9 +23,10 @@ PRODUCT_CONSTANTS = (PushConstant("M"), PushConstant("K"), PushConstant("T"))
 
 
 def product_bindings(precision: DType, p: Mapping[str, Any]) -> tuple[Binding, ...]:
-    """The buffers of a variant with these activations."""
+    """The buffers of a variant with these activations, its weights laid out as LAYOUT says."""
+    layout = layout_name(p.get("LAYOUT", "rows"), precision)
     return (
-        *weight_bindings(precision),
+        *weight_bindings(precision, layout),
         Binding("in_x", activation_type(p, "X"), ("S", "T", "K")),
         Binding("route", U32, (f"M/{ROUTE_ROWS}", 4)),
         Binding("aux", F32, ("M",)),

@@ -136,7 +136,8 @@ def _document(bundle: Bundle) -> dict[str, Any]:
         "entries": [
             {"family": e.family, "precision": e.precision, "problem": str(e.problem),
              "variant": e.variant, "median_ns": e.median_ns, "default_ns": e.default_ns,
-             "trials": e.trials, "module_sha256": e.module_sha256}
+             "trials": e.trials, "module_sha256": e.module_sha256,
+             "layouts": dict(e.signature.layouts)}
             for e in bundle.manifest.entries
         ],
     }  # fmt: skip

@@ -123,9 +123,9 @@ def show_variant(args: argparse.Namespace, output: Output) -> None:
 
 def _show_signature(output: Output, signature: Signature) -> None:
     output.table(
-        ("binding", "type", "shape", "access"),
+        ("binding", "type", "shape", "access", "layout"),
         [
-            (b.name, b.dtype.name, f"[{', '.join(map(str, b.shape))}]", b.access)
+            (b.name, b.dtype.name, f"[{', '.join(map(str, b.shape))}]", b.access, b.layout or "-")
             for b in signature.bindings
         ],
     )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from kernelforge.cli import options
 from kernelforge.cli.options import UsageError
+from kernelforge.cli.output import Output
+from kernelforge.cli.progress import ProgressBar
 from kernelforge_runtime.bundle import KernelSet
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models import Model, Reference, load_model, load_reference
@@ -60,7 +62,15 @@ def loaded(
         raise ModelError(f"{args.model}: no such file: check the path")
     with open_device(args.device) as device:
         kernels = KernelSet.open(device.info, args.bundle)
-        with load_model(
-            args.model, device, kernels, args.weights, args.activations, slots
-        ) as model:
+        with ProgressBar(Output(args), "loading") as bar:
+            model = load_model(
+                args.model,
+                device,
+                kernels,
+                args.weights,
+                args.activations,
+                slots,
+                progress=lambda done, total, name: bar.show(done, total, f"loading {name}"),
+            )
+        with model:
             yield model, kernels

@@ -16,6 +16,7 @@ from kernelforge.products import (
     product_oracle,
 )
 from kernelforge.space import Choice, Constraint, Flag, Space
+from kernelforge.weight_layouts import LAYOUT, TOGETHER
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
@@ -114,6 +115,7 @@ GEMM = KernelFamily(
         Choice("UNPACK", ("half", "shift"), default="half"),
         ADDRESS,
         *activation_bits("X", "Y"),
+        LAYOUT,
         Constraint(
             "WORKGROUP is the number of invocations that a tile has",
             lambda p, d: _is_tiled_whole(p),
@@ -135,6 +137,13 @@ GEMM = KernelFamily(
                     and p["WORKGROUP"] >= 8
                     and p["WORKGROUP"] * p["TM"] <= ROUTE_ROWS
                 )
+            ),
+        ),
+        Constraint(
+            "rows that lie together are a workgroup's, and loaded whole",
+            lambda p, d: (
+                p["LAYOUT"] in ("rows", "gap")
+                or (p["VEC"] == 4 and _rows(p) % TOGETHER[p["LAYOUT"]] == 0)
             ),
         ),
         Constraint(

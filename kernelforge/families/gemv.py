@@ -20,6 +20,7 @@ from kernelforge.choices import (
 )
 from kernelforge.family import Arrays, KernelFamily
 from kernelforge.space import Choice, Constraint, ProblemConstraint, Space
+from kernelforge.weight_layouts import LAYOUT, TOGETHER, layout_name
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ROUTE_ROWS
@@ -62,7 +63,7 @@ def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     scale = (Binding("scale", U32, ("M", f"K/{K_MULTIPLE}")),) if precision in QUANTIZED else ()
     return Signature(
         bindings=(
-            Binding("weight", precision, ("M", "K")),
+            Binding("weight", precision, ("M", "K"), layout=layout_name(p["LAYOUT"], precision)),
             *scale,
             Binding("in_x", activation_type(p, "X"), ("S", "T", "K")),
             Binding("route", U32, (f"M/{ROUTE_ROWS}", 4)),
@@ -169,6 +170,15 @@ def _loop_fits(p: Mapping[str, Any]) -> bool:
     return bool(p["ROWS"] * p["COLS"] <= MAX_SUMS)
 
 
+def _layout_helps(p: Mapping[str, Any]) -> bool:
+    rows = p["WORKGROUP"] // p["LANES"] * p["ROWS"]
+    if p["LAYOUT"] == "gap":
+        return bool(rows > 1 and p["VEC"] == 4)
+    # Sparse inputs are the reason of short loads, and want their weights no less.
+    whole = p["VEC"] == 4 or p["INPUT"] == "sparse"
+    return bool(p["LAYOUT"] == "rows" or (whole and rows % TOGETHER[p["LAYOUT"]] == 0))
+
+
 GEMV = KernelFamily(
     name="gemv",
     template="gemv.comp.j2",
@@ -192,6 +202,7 @@ GEMV = KernelFamily(
         ),
         ADDRESS,
         *activation_bits("X", "Y"),
+        LAYOUT,
         Constraint("lanes divide the workgroup", lambda p, d: p["LANES"] <= p["WORKGROUP"]),
         Constraint(
             "a workgroup's rows stay in one route block",
@@ -293,6 +304,10 @@ GEMV = KernelFamily(
                     and (p["REDUCE"] != "butterfly" or p["ROWS"] * p["COLS"] >= 2 * p["LANES"])
                 )
             ),
+        ),
+        Constraint(
+            "a layout is for rows that a workgroup reads together, in whole loads",
+            lambda p, d: _layout_helps(p),
         ),
         ProblemConstraint(
             "every lane has work",

@@ -46,7 +46,7 @@ class Rotation:
         self._device, self._family = device, family
         self._precision, self._problem, self._seed = precision, problem, seed
         self._inputs: dict[str, NDArray[Any]] | None = None
-        self._buffers: dict[str, list[Buffer]] = {}
+        self._buffers: dict[tuple[str, int], list[Buffer]] = {}  # by binding and bytes
 
     def close(self) -> None:
         """Frees the device memory."""
@@ -74,8 +74,8 @@ class Rotation:
         chosen = {}
         for binding in signature.bindings:
             wanted = count if self._is_weight(binding) else 1
-            held = self._buffers.setdefault(binding.name, [])
-            nbytes = binding.nbytes(self._problem)
+            nbytes = binding.nbytes(self._problem)  # a layout may need more than another one
+            held = self._buffers.setdefault((binding.name, nbytes), [])
             while len(held) <= turn % wanted:
                 held.append(self._filled(binding, nbytes))
             chosen[binding.name] = held[turn % wanted]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from kernelforge.errors import MeasureError
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding, Signature
+from kernelforge_runtime.layout import Layout, transform
 from kernelforge_runtime.vk import Buffer, BufferSlice, Device
 
 POISON = 0x7FC0DEAD
@@ -125,7 +126,13 @@ def host_bytes(
         raise MeasureError(
             f"binding {binding.name} is read, but inputs() gives only {sorted(inputs)}; add it"
         )
-    data = np.ascontiguousarray(inputs[binding.name]).reshape(-1).view(np.uint8)
+    data = np.ascontiguousarray(inputs[binding.name])
+    if binding.layout:  # families give row-major arrays
+        plain = binding.memory(problem)
+        per_word = plain.size // max(data.size, 1)
+        target = plain.words(len(plain.shape) - 1, per_word)
+        data = transform(data, Layout.row_major(target.shape), target)
+    data = data.reshape(-1).view(np.uint8)
     nbytes = binding.nbytes(problem)
     if data.size != nbytes:
         raise MeasureError(

@@ -13,6 +13,7 @@ from kernelforge.compile import compile_variant, find_compiler
 from kernelforge.errors import CompileError
 from kernelforge.family import KernelFamily
 from kernelforge.measure.verify import compare, reduction_length
+from kernelforge.measure.workspace import host_bytes
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.dtypes import DType
 from kernelforge_runtime.plan import Dispatch, Plan
@@ -86,6 +87,8 @@ def run(
     buffers = {}
     for binding in module.signature.bindings:
         data = given.get(binding.name)
+        if data is not None and binding.layout:
+            data = host_bytes(binding, problem, {binding.name: data})
         nbytes = max(binding.nbytes(problem), data.nbytes if data is not None else 0)
         buffers[binding.name] = device.buffer(nbytes + GUARD_BYTES, binding.name)
         buffers[binding.name].fill(UNWRITTEN)

@@ -12,9 +12,13 @@ from typing import Any, Literal
 from kernelforge_runtime.abi.grid import Grid
 from kernelforge_runtime.dtypes import DTYPES, F32, U32, DType
 from kernelforge_runtime.errors import PlanError
+from kernelforge_runtime.layout import Layout, LayoutError
 
 Access = Literal["read", "write", "readwrite"]
 Addressing = Literal["descriptor", "address"]
+
+Layouts = tuple[tuple[str, str], ...]
+"""(binding, layout) of every binding that is not row-major; none: all are."""
 
 ADDRESS_BYTES = 8
 _TERM = re.compile(r"[A-Z](/[1-9][0-9]{0,6})?")
@@ -29,12 +33,16 @@ class Binding:
         dtype: element type on the host.
         shape: numbers, dimension names (single capitals), or `M/32` for ceil(M / 32); row-major.
         access: what the kernel does with it.
+        layout: how its elements lie in memory, see `kernelforge_runtime.layout`; row-major
+            where it says nothing. Axes are called by the capitals of `shape`. Of q8 and nf4 it
+            counts weights, and the fastest digit of K fills whole words.
     """
 
     name: str
     dtype: DType
     shape: tuple[str | int, ...]
     access: Access = "read"
+    layout: str = ""
 
     def extent(self, dims: Mapping[str, int]) -> tuple[int, ...]:
         """The shape in numbers for these dimensions."""
@@ -47,7 +55,26 @@ class Binding:
 
     def nbytes(self, dims: Mapping[str, int]) -> int:
         """Bytes the buffer must have for these dimensions."""
+        if self.layout:
+            return self.dtype.nbytes(self.memory(dims).cosize)
         return self.dtype.nbytes(math.prod(self.extent(dims)))
+
+    def memory(self, dims: Mapping[str, int]) -> Layout:
+        """Where each element lies, for these dimensions.
+
+        Raises:
+            PlanError: the layout does not fit the shape.
+        """
+        extent = self.extent(dims)
+        if not self.layout:
+            return Layout.row_major(extent)
+        letters = [term[0] if isinstance(term, str) else "" for term in self.shape]
+        if len(set(letters)) != len(letters) or "" in letters:
+            raise PlanError(f"binding {self.name}: a layout takes axes such as M or K/64")
+        try:
+            return Layout.from_name(self.layout, dict(zip(letters, extent, strict=True)))
+        except LayoutError as error:
+            raise PlanError(f"binding {self.name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -78,6 +105,11 @@ class Signature:
     """Device features that the kernel needs, spelled as in DeviceInfo.features."""
     fixed: tuple[tuple[str, int], ...] = ()
     """Dimensions that are compiled in: the kernel serves only problems that have these values."""
+
+    @property
+    def layouts(self) -> Layouts:
+        """Of the bindings that are not row-major, by name: their buffers must be packed so."""
+        return tuple((b.name, b.layout) for b in self.bindings if b.layout)
 
     @property
     def push_constant_bytes(self) -> int:
@@ -114,7 +146,10 @@ class Signature:
         """Form kept in manifests."""
         return {
             "addressing": self.addressing,
-            "bindings": [[b.name, b.dtype.name, list(b.shape), b.access] for b in self.bindings],
+            "bindings": [
+                [b.name, b.dtype.name, list(b.shape), b.access, *([b.layout] if b.layout else [])]
+                for b in self.bindings
+            ],
             "features": list(self.features),
             "fixed": dict(self.fixed),
             "grid": self.grid.to_json(),
@@ -133,8 +168,10 @@ class Signature:
                 )
             return cls(
                 bindings=tuple(
-                    Binding(str(name), DTYPES[dtype], _shape(shape), _access(access))
-                    for name, dtype, shape, access in data["bindings"]
+                    Binding(
+                        str(name), DTYPES[dtype], _shape(shape), _access(access), *map(str, rest)
+                    )
+                    for name, dtype, shape, access, *rest in data["bindings"]
                 ),
                 push_constants=tuple(
                     PushConstant(str(name), DTYPES[dtype]) for name, dtype in data["push_constants"]

@@ -17,6 +17,7 @@ from pathlib import Path
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.signature import Layouts
 from kernelforge_runtime.abi.spirv import check_module
 from kernelforge_runtime.bundle.container import (
     MAX_FILE_BYTES,
@@ -41,7 +42,7 @@ class Bundle:
     Attributes:
         path: the folder it was read from; for messages only.
         sha256: of the manifest's bytes; as modules are named by hash, of the whole bundle.
-        entries: what the device can run, ascending by (family, precision, problem).
+        entries: what the device can run, ascending by (family, precision, problem, layouts).
         skipped: what it cannot run, each with the reason.
         match: how the bundle's device relates to the one it was opened for; None without one.
     """
@@ -55,7 +56,9 @@ class Bundle:
     entries: tuple[Entry, ...] = ()
     skipped: tuple[tuple[Entry, str], ...] = ()
     _checked: dict[tuple[str, str], ShaderModule] = field(default_factory=dict, repr=False)
-    _index: dict[tuple[str, str], dict[Problem, Entry]] = field(default_factory=dict, repr=False)
+    _index: dict[tuple[str, str, Layouts], dict[Problem, Entry]] = field(
+        default_factory=dict, repr=False
+    )
 
     def __post_init__(self) -> None:
         self._keep(self.manifest.entries)
@@ -64,17 +67,29 @@ class Bundle:
         self.entries = tuple(entries)
         self._index = {}
         for entry in self.entries:
-            problems = self._index.setdefault((entry.family, entry.precision), {})
-            problems[entry.problem] = entry
+            key = (entry.family, entry.precision, entry.signature.layouts)
+            self._index.setdefault(key, {})[entry.problem] = entry
 
     @property
     def slug(self) -> str:
         """Slug of the device it was tuned on."""
         return self.manifest.device.slug
 
-    def problems(self, family: str, precision: str) -> Mapping[Problem, Entry]:
-        """Entries of a family and precision by their problem; empty where there are none."""
-        return self._index.get((family, precision), {})
+    def problems(
+        self, family: str, precision: str, layouts: Layouts = ()
+    ) -> Mapping[Problem, Entry]:
+        """Entries of a family and precision by their problem; empty where there are none.
+
+        Args:
+            family: e.g. `gemv`.
+            precision: e.g. `f16`.
+            layouts: how their operands lie in memory; all row-major where nothing is given.
+        """
+        return self._index.get((family, precision, layouts), {})
+
+    def layouts(self, family: str, precision: str) -> list[Layouts]:
+        """What operands of this family may lie like, row-major first if that is among it."""
+        return sorted(key[2] for key in self._index if key[:2] == (family, precision))
 
     def module(self, entry: Entry) -> ShaderModule:
         """The compiled kernel of an entry, checked against its signature and the device.

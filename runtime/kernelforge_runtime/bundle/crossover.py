@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.signature import Layouts
 from kernelforge_runtime.bundle.bundle import Bundle
 
 
@@ -44,7 +45,11 @@ def contenders(family: str, problem: Problem) -> tuple[str, ...]:
 
 
 def fastest(
-    bundles: Sequence[Bundle], families: Sequence[str], precision: str, problem: Problem
+    bundles: Sequence[Bundle],
+    families: Sequence[str],
+    precision: str,
+    problem: Problem,
+    layouts: Layouts = (),
 ) -> str:
     """The family whose kernel was measured fastest; the first where nothing tells.
 
@@ -56,13 +61,14 @@ def fastest(
         families: contenders, the usual one first.
         precision: e.g. `f16`.
         problem: what is to be computed.
+        layouts: how its operands lie in memory: kernels that want other layouts do not take part.
     """
     usual, *rivals = families
     for bundle in bundles if rivals else ():
-        known = _measured(bundle, usual, precision, problem)
+        known = _measured(bundle, usual, precision, problem, layouts)
         gains = {}
         for rival in rivals:
-            others = _measured(bundle, rival, precision, problem)
+            others = _measured(bundle, rival, precision, problem, layouts)
             both = [p for p in known if p in others and math.isfinite(problem.distance(p))]
             nearest = min(both, key=problem.distance, default=None)
             if nearest is not None:
@@ -74,11 +80,11 @@ def fastest(
 
 
 def _measured(
-    bundle: Bundle, family: str, precision: str, problem: Problem
+    bundle: Bundle, family: str, precision: str, problem: Problem, layouts: Layouts
 ) -> dict[Problem, float]:
     """Medians in ns by problem, of the kernels that serve this one."""
     return {
         tuned: entry.median_ns
-        for tuned, entry in bundle.problems(family, precision).items()
+        for tuned, entry in bundle.problems(family, precision, layouts).items()
         if entry.median_ns > 0 and entry.signature.serves(problem)
     }

@@ -14,9 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kernelforge_runtime.abi.problem import Problem
-from kernelforge_runtime.abi.signature import Signature
+from kernelforge_runtime.abi.signature import Layouts, Signature
 from kernelforge_runtime.bundle.fingerprint import Fingerprint
-from kernelforge_runtime.bundle.signature import problem_from_json, signature_from_json
+from kernelforge_runtime.bundle.signature import (
+    check_layouts,
+    problem_from_json,
+    signature_from_json,
+)
 from kernelforge_runtime.bundle.strict_json import (
     count,
     decode,
@@ -99,9 +103,10 @@ class Entry:
     verified: Verified
 
     @property
-    def key(self) -> tuple[str, str, tuple[tuple[str, int], ...]]:
+    def key(self) -> tuple[str, str, tuple[tuple[str, int], ...], Layouts]:
         """What is unique in a bundle, and the order of its entries."""
-        return self.family, self.precision, tuple(sorted(self.problem.items()))
+        problem = tuple(sorted(self.problem.items()))
+        return self.family, self.precision, problem, self.signature.layouts
 
     def to_json(self) -> dict[str, Any]:
         """Form kept in manifests."""
@@ -141,6 +146,7 @@ class Entry:
         signature = signature_from_json(data["signature"])
         if not signature.serves(problem):
             raise BundleError(f"compiled for {dict(signature.fixed)}, but its problem is {problem}")
+        check_layouts(signature, problem)
         verified = record(data["verified"], ("max_abs_error", "seed", "tolerance"))
         return cls(
             family=family,
@@ -185,7 +191,7 @@ class Manifest:
     """A whole manifest.
 
     Attributes:
-        entries: ascending by (family, precision, problem), each key once.
+        entries: ascending by (family, precision, problem, layouts), each key once.
         ceilings: measured limits of the device, unit in the name (`read_bandwidth_gbps`), by name.
     """
 

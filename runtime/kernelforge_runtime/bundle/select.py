@@ -13,6 +13,7 @@ from importlib.resources.abc import Traversable
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.signature import Layouts
 from kernelforge_runtime.bundle.bundle import Bundle, open_bundle
 from kernelforge_runtime.bundle.crossover import contenders, fastest
 from kernelforge_runtime.bundle.fingerprint import BundleMatch
@@ -52,7 +53,13 @@ class Selection:
         return self.bundle.module(self.entry)
 
 
-def select(bundles: Sequence[Bundle], family: str, precision: str, problem: Problem) -> Selection:
+def select(
+    bundles: Sequence[Bundle],
+    family: str,
+    precision: str,
+    problem: Problem,
+    layouts: Layouts = (),
+) -> Selection:
     """The kernel for a problem; any that serves it is right, a near one is also fast.
 
     Args:
@@ -60,12 +67,13 @@ def select(bundles: Sequence[Bundle], family: str, precision: str, problem: Prob
         family: e.g. `gemv`.
         precision: e.g. `f16`.
         problem: what is to be computed.
+        layouts: how its operands lie in memory; kernels for other layouts are passed over.
 
     Raises:
-        BundleError: no bundle has this family and precision with these dimensions.
+        BundleError: no bundle has this family and precision with these dimensions and layouts.
     """
     for bundle in bundles:
-        problems = bundle.problems(family, precision)
+        problems = bundle.problems(family, precision, layouts)
         exact = problems.get(problem)
         if exact is not None:
             return Selection(exact, _match(bundle, 0.0), bundle, 0.0)
@@ -76,7 +84,7 @@ def select(bundles: Sequence[Bundle], family: str, precision: str, problem: Prob
         distance = math.inf if nearest is None else problem.distance(nearest)
         if nearest is not None and math.isfinite(distance):
             return Selection(problems[nearest], _match(bundle, distance), bundle, distance)
-    raise BundleError(_nothing(bundles, family, precision, problem))
+    raise BundleError(_nothing(bundles, family, precision, problem, layouts))
 
 
 def _match(bundle: Bundle, distance: float) -> Match:
@@ -87,8 +95,11 @@ def _match(bundle: Bundle, distance: float) -> Match:
     return Match.NEAREST_PROBLEM if distance else Match.EXACT
 
 
-def _nothing(bundles: Sequence[Bundle], family: str, precision: str, problem: Problem) -> str:
+def _nothing(
+    bundles: Sequence[Bundle], family: str, precision: str, problem: Problem, layouts: Layouts
+) -> str:
     asked = f"no kernel for {family} {precision} {problem}"
+    asked += "".join(f", {name} laid out as {layout!r}" for name, layout in layouts)
     for bundle in bundles:
         for entry, reason in bundle.skipped:
             if (entry.family, entry.precision) == (family, precision):
@@ -114,7 +125,7 @@ class KernelSet:
     def __init__(self, bundles: Sequence[Bundle], located: Located | None = None) -> None:
         self.bundles = tuple(bundles)
         self.located = located
-        self._selected: dict[tuple[str, str, Problem], Selection] = {}
+        self._selected: dict[tuple[str, str, Problem, Layouts], Selection] = {}
 
     @classmethod
     def open(
@@ -162,17 +173,20 @@ class KernelSet:
         """Names the kernels: the hashes of all bundles, for caches that depend on them."""
         return "-".join(bundle.sha256[:16] for bundle in self.bundles)
 
-    def select(self, family: str, precision: str, problem: Problem) -> Selection:
+    def select(
+        self, family: str, precision: str, problem: Problem, layouts: Layouts = ()
+    ) -> Selection:
         """As `select`, or a rival's kernel that was measured faster (see `crossover`).
 
         Asking again for the same costs nothing.
         """
-        key = (family, precision, problem)
+        key = (family, precision, problem, layouts)
         selection = self._selected.get(key)
         if selection is None:
             families = contenders(family, problem)
-            chosen = fastest(self.bundles, families, precision, problem)
-            selection = self._selected[key] = select(self.bundles, chosen, precision, problem)
+            chosen = fastest(self.bundles, families, precision, problem, layouts)
+            selection = select(self.bundles, chosen, precision, problem, layouts)
+            self._selected[key] = selection
         return selection
 
     def find(self, family: str, precision: str, problem: Problem) -> Selection | None:

@@ -13,6 +13,7 @@ from kernelforge_runtime.abi.signature import Signature
 from kernelforge_runtime.bundle.fingerprint import FEATURE, MAX_FEATURES
 from kernelforge_runtime.bundle.strict_json import count, listed, matching, record, show
 from kernelforge_runtime.errors import BundleError, PlanError
+from kernelforge_runtime.layout.names import MAX_NAME
 
 MAX_BINDINGS = 32
 MAX_PUSH_CONSTANTS = 64
@@ -24,6 +25,7 @@ MAX_GRID_DIVISOR = 1 << 20
 MAX_WORKGROUP = 4096
 SUBGROUPS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
+_LAYOUT = re.compile(r"[A-Z0-9/%+ ]+")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DIM = re.compile(r"[A-Z]")
 _TERM = re.compile(r"[A-Z](/[1-9][0-9]{0,6})?")
@@ -56,7 +58,12 @@ def signature_from_json(data: Any) -> Signature:
     )
     names = set()
     for binding in listed(data["bindings"], "bindings", MAX_BINDINGS, 1):
-        name, dtype, shape, access = listed(binding, "binding", 4, 4)
+        # Row-major bindings have no fifth element: older manifests have none at all.
+        name, dtype, shape, access, *layout = listed(binding, "binding", 5, 4)
+        for text in layout:
+            matching(text, "binding layout", _LAYOUT, MAX_NAME)
+            if access != "read":
+                raise BundleError(f"binding {name}: only what is read may have a layout")
         names.add(matching(name, "binding name", _NAME))
         _texts(dtype, access)
         for size in listed(shape, "binding shape", MAX_RANK):
@@ -100,6 +107,16 @@ def signature_from_json(data: Any) -> Signature:
             f"at most {MAX_PUSH_CONSTANT_BYTES} are allowed"
         )
     return signature
+
+
+def check_layouts(signature: Signature, problem: Problem) -> None:
+    """Raises BundleError where a layout does not fit its binding in the entry's own problem."""
+    for binding in signature.bindings:
+        if binding.layout:
+            try:
+                binding.memory(problem)
+            except PlanError as error:
+                raise BundleError(str(error)) from None
 
 
 def _texts(*values: Any) -> None:

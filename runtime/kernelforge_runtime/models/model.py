@@ -18,6 +18,7 @@ from kernelforge_runtime.models.formats import (
     usual_weights,
     weight_format,
 )
+from kernelforge_runtime.models.loading import OnLoad, counting
 from kernelforge_runtime.models.planned import Output, PlannedSteps
 from kernelforge_runtime.models.registry import recognise
 from kernelforge_runtime.models.resident import ResidentStates
@@ -70,6 +71,7 @@ class Model(PlannedSteps):
         weights: str | None = None,
         activations: str = "f32",
         slots: int = 1,
+        progress: OnLoad | None = None,
     ) -> None:
         self._file = recognise(checkpoint)
         self.config: ModelConfig = self._file.read_config(checkpoint)
@@ -79,6 +81,8 @@ class Model(PlannedSteps):
         self._ops = VulkanOps(device, kernels, self.weights, self.activations)
         self._steps: dict[tuple[StepSize, Output], Step] = {}
         self._buffers: StepBuffers | None = None
+        if progress is not None:
+            self._ops.store.on_upload = counting(checkpoint, progress)
         self.wait_ns = 0
         """Host time spent waiting for the device so far."""
         self.owns_device = False
@@ -346,6 +350,7 @@ def load_model(
     weights: str | None = None,
     activations: str = "f32",
     slots: int = 1,
+    progress: OnLoad | None = None,
 ) -> Model:
     """Loads a model onto a device.
 
@@ -358,6 +363,7 @@ def load_model(
             quantised file's own.
         activations: "f32", or "f16": half the memory traffic of a prompt, less precise.
         slots: sequences that one step can advance; see Model.forward_batch.
+        progress: called after each matrix and table that was packed and uploaded.
 
     Raises:
         ModelError: the file cannot be read, is no model of a known version, or does not fit f16.
@@ -366,4 +372,4 @@ def load_model(
     """
     with open_checkpoint(path) as checkpoint:
         kernels = bundle if bundle is not None else KernelSet.open(device.info)
-        return Model(checkpoint, device, kernels, weights, activations, slots)
+        return Model(checkpoint, device, kernels, weights, activations, slots, progress)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.signature import Layouts
 from kernelforge_runtime.bundle.fusion import Wanted, takes_fused
 from kernelforge_runtime.bundle.select import KernelSet, Selection
 from kernelforge_runtime.plan import BufferLike, Dispatch
@@ -87,13 +88,14 @@ class PlanBuilder:
         operands: Mapping[str, Operand],
         constants: Mapping[str, int | float] | None = None,
         label: str = "",
+        layouts: Layouts = (),
     ) -> None:
         """Adds a dispatch of the best kernel for this problem.
 
         Raises:
             BundleError: no bundle has a kernel for it.
         """
-        selection = self.kernels.select(family, precision, problem)
+        selection = self.kernels.select(family, precision, problem, layouts)
         index = len(self.calls)
         for operand in operands.values():
             whole = operand.whole if isinstance(operand, TemporarySlice) else operand

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.abi.route import ROUTE_ROWS
+from kernelforge_runtime.abi.signature import Layouts
 from kernelforge_runtime.dtypes import F16, QUANTIZED, DType, encode
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.ops.vocabulary import Part
+from kernelforge_runtime.ops.weight_layout import MAX_GROWTH, ROW_MAJOR, packed
 from kernelforge_runtime.plan import Arena
 from kernelforge_runtime.plan.arena import ALIGNMENT
 from kernelforge_runtime.quantize import BLOCK, matrix_format, quantize, table_format
 from kernelforge_runtime.vk import BufferSlice, Device
 
 K_MULTIPLE = 32
+LayoutsOf = Callable[[DType, int, int], Layouts]
+"""(format, rows, k) -> how such a matrix is to lie in memory."""
+OnUpload = Callable[[str, int], None]
+"""Told of every tensor that is on the device: its name, and how many weights it has."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,11 @@ class DeviceMatrix:
     """A stack of weights on the device.
 
     Attributes:
-        weight: [rows, k] in the format, row-major, padded with zeros.
+        weight: [rows, k] in the format, padded with zeros; row-major unless `layouts` has it.
         format: of the weights.
         scale: of q8 and nf4, [rows, k / 64]: two float16 scales per word; see `quantize`.
         parts: (first row, rows, part) without the weights themselves.
+        layouts: of `weight`; only kernels that want it so may read it. Scales are row-major.
     """
 
     weight: BufferSlice
@@ -47,6 +54,7 @@ class DeviceMatrix:
     label: str
     format: DType
     scale: BufferSlice | None = None
+    layouts: Layouts = ROW_MAJOR
 
 
 class DeviceWeights:
@@ -56,11 +64,20 @@ class DeviceWeights:
         format: what matrices and tables are kept in; vectors stay float32. Of q8 and nf4 some
             are float16, see `quantize.matrix_format` and `table_format`.
         arena: the memory of everything that outlives a step.
+        layouts_of: how matrices are to lie in memory.
+        on_upload: called after each tensor.
     """
 
-    def __init__(self, device: Device, weights: DType) -> None:
+    def __init__(
+        self,
+        device: Device,
+        weights: DType,
+        layouts_of: LayoutsOf = lambda form, rows, k: ROW_MAJOR,
+    ) -> None:
         self.format = weights
         self.arena = Arena(device, "weights")
+        self.layouts_of = layouts_of
+        self.on_upload: OnUpload = lambda name, count: None
 
     def vector(self, values: NDArray[np.float32]) -> DeviceVector:
         """Uploads a small tensor in float32."""
@@ -77,23 +94,31 @@ class DeviceWeights:
             places.append((rows, len(part.weight), part.without_weight()))
             rows += _padded(len(part.weight), ROUTE_ROWS)
         rows = _padded(max(rows, min_rows), ROUTE_ROWS)
-        if form.nbytes(rows * k) > self.arena.device.info.max_storage_buffer:
+        limit = self.arena.device.info.max_storage_buffer
+        if form.nbytes(rows * k) > limit:
             # It goes in pages, token by token: every token's row of outputs must be bindable.
             rows = _padded(rows, ALIGNMENT // 4)
+        # Pages are whole rows, so that what may need them stays row-major.
+        large = form.nbytes(rows * k) * MAX_GROWTH > limit
+        layouts = ROW_MAJOR if large else self.layouts_of(form, rows, k)
         if form in QUANTIZED:
-            weight, scale = self._quantized(parts, [row for row, _, _ in places], rows, k, form)
+            starts = [row for row, _, _ in places]
+            words, scales = self._quantized(parts, starts, rows, k, form)
+            weight, scale = self.upload(packed(words, form, layouts)), self.upload(scales)
         else:
-            packed, scale = np.zeros((rows, k), form.np), None
+            plain, scale = np.zeros((rows, k), form.np), None
             for (row, count, _), part in zip(places, parts, strict=True):
                 width = part.weight.shape[1]
-                packed[row : row + count, :width] = _encode(part.name, part.weight, form)
-            weight = self.upload(packed)
-        return DeviceMatrix(weight, rows, k, tuple(places), parts[0].name, form, scale)
+                plain[row : row + count, :width] = _encode(part.name, part.weight, form)
+            weight = self.upload(packed(plain, form, layouts))
+        for part in parts:
+            self.on_upload(part.name, part.weight.size)
+        return DeviceMatrix(weight, rows, k, tuple(places), parts[0].name, form, scale, layouts)
 
     def _quantized(
         self, parts: Sequence[Part], starts: Sequence[int], rows: int, k: int, form: DType
-    ) -> tuple[BufferSlice, BufferSlice]:
-        """Weights and scales; what no part fills has scale 0, and so decodes to 0."""
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Words of weights and scales; what no part fills has scale 0, and so decodes to 0."""
         words = np.zeros((rows, k * form.bits // 32), np.uint32)
         scales = np.zeros((rows, k // (2 * BLOCK)), np.uint32)
         for row, part in zip(starts, parts, strict=True):
@@ -101,13 +126,15 @@ class DeviceWeights:
             padded = np.pad(part.weight, ((0, 0), (0, k - width))) if width < k else part.weight
             found = quantize(padded, form, part.name)
             words[row : row + count], scales[row : row + count] = found.weight, found.scale
-        return self.upload(words), self.upload(scales)
+        return words, scales
 
     def table(self, name: str, rows: NDArray[np.float32]) -> DeviceMatrix:
         """Uploads an embedding table."""
         count, width = rows.shape
         form = table_format(self.format)
-        return DeviceMatrix(self.upload(_encode(name, rows, form)), count, width, (), name, form)
+        memory = self.upload(_encode(name, rows, form))
+        self.on_upload(name, rows.size)
+        return DeviceMatrix(memory, count, width, (), name, form)
 
     def upload(self, data: NDArray[np.generic]) -> BufferSlice:
         """Keeps an array as it is."""

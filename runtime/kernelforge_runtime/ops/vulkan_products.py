@@ -89,7 +89,8 @@ class Products(StepWriter):
         """One dispatch."""
         if family == "gemv" and not self._gemv_counts_tokens:
             problem = Problem(**{name: size for name, size in problem.items() if name != "T"})
-        self._call(family, problem, operands, None, matrix.label, matrix.format.name)
+        name, form = matrix.label, matrix.format.name
+        self._call(family, problem, operands, None, name, form, matrix.layouts)
 
     @cached_property
     def _gemv_counts_tokens(self) -> bool:

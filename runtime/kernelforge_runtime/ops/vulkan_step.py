@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.signature import Layouts
 from kernelforge_runtime.bundle.select import KernelSet
 from kernelforge_runtime.dtypes import F32, DType
 from kernelforge_runtime.errors import PlanError
 from kernelforge_runtime.ops.builder import Operand, PlanBuilder, Temporary
 from kernelforge_runtime.ops.device_state import DeviceState
 from kernelforge_runtime.ops.device_weights import DeviceVector, DeviceWeights, part_of
+from kernelforge_runtime.ops.weight_layout import choose_layouts
 from kernelforge_runtime.vk import Buffer, BufferSlice, Device
 
 Tensor = Temporary | DeviceVector
@@ -84,7 +87,12 @@ class StepWriter:
     ) -> None:
         self.device, self.kernels, self.weights = device, kernels, weights
         self.activations = activations
-        self.store = DeviceWeights(device, weights)
+
+        @cache
+        def layouts_of(form: DType, rows: int, k: int) -> Layouts:
+            return choose_layouts(kernels, form, rows, k, activations)
+
+        self.store = DeviceWeights(device, weights, layouts_of)
         self.state: dict[str, DeviceState] = {}
         self._builder = PlanBuilder(kernels)
         self._size = StepSize(1, 1, True)
@@ -127,9 +135,10 @@ class StepWriter:
         constants: Mapping[str, int | float] | None = None,
         label: str = "",
         precision: str = "f32",
+        layouts: Layouts = (),
     ) -> None:
         bound = {n: o.memory if isinstance(o, DeviceVector) else o for n, o in operands.items()}
-        self._builder.call(family, precision, problem, bound, constants, label or family)
+        self._builder.call(family, precision, problem, bound, constants, label or family, layouts)
 
     @property
     def _step(self) -> StepBuffers:

@@ -1,0 +1,137 @@
+"""How a matrix is to lie in memory: what its kernels want, and what can be had for it.
+
+A matrix is kept once, though gemv and gemm both read it: kernels that want it otherwise are not
+selected for it. Row-major can always be had, as the generic bundle holds nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.signature import Layouts
+from kernelforge_runtime.bundle.crossover import contenders
+from kernelforge_runtime.bundle.select import KernelSet
+from kernelforge_runtime.dtypes import F16, QUANTIZED, DType
+from kernelforge_runtime.errors import BundleError
+from kernelforge_runtime.layout import Layout, LayoutError, transform
+
+ROW_MAJOR: Layouts = ()
+MAX_GROWTH = 1.25
+"""A layout may make a matrix this many times larger; a stranger's bundle may ask for more."""
+SLACK = 1.03
+"""Decode times that are within this factor are as good as equal: prefill decides then."""
+_PREFILL_TOKENS = 256
+
+
+def choose_layouts(
+    kernels: KernelSet, form: DType, rows: int, k: int, activations: DType
+) -> Layouts:
+    """The layout of a matrix by the tuned medians: decode's first, prefill's where those are close.
+
+    It counts only if there is a kernel of either family for every type of activations that a step
+    may bring, so that the choice never leaves a product without one.
+
+    Args:
+        kernels: which will read it.
+        form: of the weights.
+        rows: M, padded.
+        k: K, padded.
+        activations: of the model; with float16 some inputs and outputs are float32 still.
+
+    Returns:
+        As in Signature.layouts; row-major where nothing else is better or possible.
+    """
+    bits = (16, 32) if activations == F16 else (32,)
+    steps = {
+        family: [Problem(M=rows, K=k, S=1, T=tokens, X=x, Y=y) for x in bits for y in bits]
+        for family, tokens in (("gemv", 1), ("gemm", _PREFILL_TOKENS))
+    }
+    offered = {o for b in kernels.bundles for f in steps for o in b.layouts(f, form.name)}
+    possible = [ROW_MAJOR]
+    for layouts in sorted(offered - {ROW_MAJOR}):
+        served = all(
+            _is_served(kernels, family, form, problem, layouts)
+            for family, problems in steps.items()
+            for problem in problems
+        )
+        if served and _fits(layouts, form, rows, k):
+            possible.append(layouts)
+    if len(possible) == 1:
+        return ROW_MAJOR
+    decode, prefill = (
+        {o: sum(_time(kernels, family, form, p, o) for p in problems) for o in possible}
+        for family, problems in steps.items()
+    )
+    most = SLACK * min(decode.values())
+    return min((o for o in possible if decode[o] <= most), key=lambda o: (prefill[o], decode[o], o))
+
+
+def packed(weight: NDArray[np.generic], form: DType, layouts: Layouts) -> NDArray[np.generic]:
+    """A row-major matrix in its layout; of q8 and nf4 its words, of which the layout knows nothing.
+
+    Raises:
+        LayoutError: the layout does not fit the matrix.
+    """
+    name = dict(layouts).get("weight")
+    if name is None:
+        return weight
+    rows, columns = weight.shape
+    per_word = 32 // form.bits if form in QUANTIZED else 1
+    target = Layout.from_name(name, {"M": rows, "K": columns * per_word}).words(1, per_word)
+    return transform(weight, Layout.row_major(weight.shape), target)
+
+
+def _fits(layouts: Layouts, form: DType, rows: int, k: int) -> bool:
+    """Whether the loader can pack it so, without wasting memory."""
+    if [binding for binding, _ in layouts] != ["weight"]:
+        return False
+    try:
+        layout = Layout.from_name(layouts[0][1], {"M": rows, "K": k})
+        layout.words(1, 32 // form.bits if form in QUANTIZED else 1)
+    except LayoutError:
+        return False
+    return layout.cosize <= MAX_GROWTH * rows * k
+
+
+def _is_served(
+    kernels: KernelSet, family: str, form: DType, problem: Problem, layouts: Layouts
+) -> bool:
+    try:
+        kernels.select(family, form.name, problem, layouts)
+    except BundleError:
+        return False
+    return True
+
+
+def _time(
+    kernels: KernelSet, family: str, form: DType, problem: Problem, layouts: Layouts
+) -> float:
+    """Ns at the nearest problem that was tuned, in whatever layout; infinite if not in this one.
+
+    0 where no kernel for such activations was tuned, which then says nothing of any layout.
+    """
+    for bundle in kernels.bundles:
+        tuned = dict.fromkeys(
+            found
+            for other in bundle.layouts(family, form.name)
+            for found, entry in bundle.problems(family, form.name, other).items()
+            if entry.median_ns and entry.signature.serves(problem)
+        )
+        nearest = _nearest(problem, list(tuned))
+        if nearest is not None:
+            entries = (
+                bundle.problems(name, form.name, layouts).get(nearest)
+                for name in contenders(family, problem)
+            )
+            return min((e.median_ns for e in entries if e and e.median_ns), default=math.inf)
+    return 0.0
+
+
+def _nearest(problem: Problem, tuned: Sequence[Problem]) -> Problem | None:
+    found = min(tuned, key=problem.distance, default=None)
+    return found if found is not None and math.isfinite(problem.distance(found)) else None
