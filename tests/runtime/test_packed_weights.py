@@ -14,13 +14,14 @@ from kernelforge_runtime.abi.device_info import GENERIC
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
-from kernelforge_runtime.bundle import KernelSet, common_layout, open_bundle, select
+from kernelforge_runtime.bundle import Entry, KernelSet, open_bundle, select
 from kernelforge_runtime.bundle.signature import signature_from_json
-from kernelforge_runtime.dtypes import F32, NF4, Q8, U32
+from kernelforge_runtime.dtypes import F16, F32, NF4, Q8, U32
 from kernelforge_runtime.errors import BundleError, PlanError
 from kernelforge_runtime.layout import Layout, LayoutError
-from kernelforge_runtime.ops.device_weights import DeviceWeights, packed_as
+from kernelforge_runtime.ops.device_weights import DeviceWeights
 from kernelforge_runtime.ops.vocabulary import Part
+from kernelforge_runtime.ops.weight_layout import choose_layouts, packed
 from kernelforge_runtime.plan import Dispatch, Plan
 from tests.runtime.bundle_files import DEVICE, SIGNATURE, entry, write_bundle
 from tests.runtime.kernels import kernel
@@ -29,6 +30,10 @@ TILES = (("weight", "M/32 K/4 M%32 K%4"),)
 WEIGHT = Binding("weight", F32, ("M", "K"), layout=TILES[0][1])
 TILED = replace(SIGNATURE, bindings=(replace(SIGNATURE.bindings[0], layout="N/4 N%4"),))
 TILED_N = (("x", "N/4 N%4"),)
+
+
+def laid_out(layout):
+    return replace(SIGNATURE.bindings[0], layout=layout)
 
 
 def test_a_binding_takes_the_bytes_of_its_layout():
@@ -81,66 +86,117 @@ def test_kernels_for_another_layout_are_not_selected(tmp_path):
     kernels = KernelSet(bundles)
     assert kernels.select("saxpy", "f32", problem, TILED_N).bundle is bundles[0]
     assert kernels.select("saxpy", "f32", problem).bundle is bundles[1]
-    assert kernels.common_layout(["saxpy"], "f32") == TILED_N
-    assert kernels.common_layout(["saxpy"], "f32", {"N": 4}) == TILED_N
-    assert kernels.common_layout(["saxpy"], "f16") == ()
+    assert bundles[0].layouts("saxpy", "f32") == [TILED_N]
+    with pytest.raises(BundleError, match=r"no kernel for saxpy f32 N1024, x laid out as 'N'"):
+        kernels.select("saxpy", "f32", problem, (("x", "N"),))
 
 
-def offer(family, size, layouts, median, default=100, fixed=()):
-    binding = replace(SIGNATURE.bindings[0], layout=dict(layouts).get("x", ""))
-    signature = replace(SIGNATURE, bindings=(binding,), fixed=fixed)
-    return entry(Problem(N=size), family, signature=signature, median_ns=median, default_ns=default)
+def test_a_problem_has_one_kernel_of_each_layout(tmp_path):
+    problem = Problem(N=1024)
+    both = [entry(problem, signature=TILED), entry(problem)]
+    bundle = open_bundle(write_bundle(tmp_path / "both", DEVICE, both))
+    assert bundle.layouts("saxpy", "f32") == [(), TILED_N]
+    assert [len(bundle.problems("saxpy", "f32", o)) for o in ((), TILED_N)] == [1, 1]
 
 
-def test_the_common_layout_is_the_cheapest_that_every_family_has():
-    a, b = (("x", "N/4 N%4"),), (("x", "N/8 N%8"),)
-    both = [offer("gemv", 1, a, 50), offer("gemv", 2, b, 60), offer("gemm", 1, b, 70)]
-    assert common_layout([]) == ()
-    assert common_layout(both) == b  # gemm has no kernel for a
-    assert common_layout([*both, offer("gemm", 2, a, 10)]) == a
-    assert common_layout([*both, offer("gemm", 2, (), 90)]) == b
-    assert common_layout([*both, offer("gemm", 2, (), 90), offer("gemv", 3, (), 10)]) == ()
-    assert common_layout([*both, offer("other", 1, (), 99)]) == ()
+@pytest.mark.parametrize("layout", ["N/4 N%8", "N%4", "M", "N N", "N/4 N%4 N"])
+def test_a_layout_that_does_not_fit_its_own_problem_is_refused_in_one_line(layout):
+    signature = replace(SIGNATURE, bindings=(laid_out(layout), SIGNATURE.bindings[1]))
+    with pytest.raises(BundleError, match=r"^binding x: layout '.*") as error:
+        Entry.from_json(entry(signature=signature).to_json())
+    assert "\n" not in str(error.value)
 
 
-def test_a_layout_must_serve_every_set_of_compiled_in_dimensions():
-    a = (("x", "N/4 N%4"),)
-    half, full = (("X", 16),), (("X", 32),)
-    entries = [offer("gemv", 1, a, 1, fixed=full), offer("gemv", 1, (), 90, fixed=half)]
-    assert common_layout(entries[:1]) == a
-    assert common_layout(entries) == ()
-    assert common_layout([*entries, offer("gemv", 2, a, 1, fixed=half)]) == a
+AXES = (Binding("weight", F32, ("M", "K")), *SIGNATURE.bindings)
+BY4, BY8 = "M/4 K/4 M%4 K%4", "M/8 K/4 M%8 K%4"
 
 
-def test_row_major_wins_where_nothing_was_measured():
-    a = (("x", "N/4 N%4"),)
-    entries = [offer("gemv", 1, a, 0, 0), offer("gemv", 2, (), 0, 0)]
-    assert common_layout(entries) == common_layout(entries[::-1]) == ()
+def offer(family, layout, median, m=64, bits=32):
+    """An entry of a product; what its module computes matters to nobody here."""
+    signature = replace(
+        SIGNATURE,
+        bindings=(replace(AXES[0], layout=layout), *AXES[1:]),
+        fixed=(("X", bits), ("Y", bits)),
+    )
+    tokens = 1 if family == "gemv" else 256
+    problem = Problem(M=m, K=64, S=1, T=tokens, X=bits, Y=bits)
+    return entry(problem, family, signature=signature, median_ns=median)
+
+
+def chosen(folder, entries, activations=F32, rows=64, k=64):
+    bundle = open_bundle(write_bundle(folder / str(len(list(folder.iterdir()))), DEVICE, entries))
+    found = choose_layouts(KernelSet([bundle]), F32, rows, k, activations)
+    return dict(found).get("weight", "")
+
+
+def test_decode_chooses_the_layout_of_those_that_both_families_have(tmp_path):
+    decode = [offer("gemv", "", 100), offer("gemv", BY4, 50), offer("gemv", BY8, 70)]
+    assert chosen(tmp_path, [*decode, offer("gemm", "", 10)]) == ""
+    prefill = [offer("gemm", "", 10), offer("gemm", BY8, 90)]
+    assert chosen(tmp_path, [*decode, *prefill]) == BY8
+    assert chosen(tmp_path, [*decode, *prefill, offer("gemm", BY4, 95)]) == BY4
+
+
+def test_prefill_chooses_where_decode_is_as_good_as_equal(tmp_path):
+    decode = [offer("gemv", "", 102), offer("gemv", BY4, 100)]
+    assert chosen(tmp_path, [*decode, offer("gemm", "", 10), offer("gemm", BY4, 12)]) == ""
+    assert chosen(tmp_path, [*decode, offer("gemm", "", 12), offer("gemm", BY4, 10)]) == BY4
+
+
+def test_times_are_compared_at_the_nearest_problem_alone(tmp_path):
+    near = [offer("gemv", "", 100), offer("gemv", BY4, 110)]
+    far = [offer("gemv", "", 900, m=4096), offer("gemv", BY4, 5, m=4096)]
+    prefill = [offer("gemm", "", 10), offer("gemm", BY4, 10)]
+    assert chosen(tmp_path, [*near, *far, *prefill]) == ""
+    assert chosen(tmp_path, [*near, *far, *prefill], rows=4096) == BY4
+
+
+def test_a_layout_must_serve_every_type_of_activations(tmp_path):
+    full = [offer("gemv", BY4, 5), offer("gemm", BY4, 5)]
+    assert chosen(tmp_path, full) == BY4
+    assert chosen(tmp_path, full, F16) == ""
+
+
+def test_row_major_wins_where_nothing_was_measured(tmp_path):
+    entries = [offer(family, layout, 0) for family in ("gemm", "gemv") for layout in ("", BY4)]
+    assert chosen(tmp_path, entries) == ""
+
+
+@pytest.mark.parametrize(
+    "layout", ["M K+9999", "M/99 M%99 K", "K/2 M K%2+1", "M/4 K M%4", "M K/64 K%64+32"]
+)
+def test_a_layout_that_wastes_memory_or_does_not_fit_is_not_taken(tmp_path, layout):
+    entries = [offer("gemv", layout, 5, m=64), offer("gemm", layout, 5, m=64)]
+    found = chosen(tmp_path, entries, rows=32, k=64)
+    assert found == (layout if layout == "M/4 K M%4" else "")
+
+
+def test_only_weights_are_packed(tmp_path):
+    entries = [
+        replace(e, signature=replace(e.signature, bindings=(*AXES[:1], laid_out("N"), AXES[2])))
+        for e in (offer("gemv", "", 5), offer("gemm", "", 5))
+    ]
+    with_n = [replace(e, problem=Problem(**{**e.problem, "N": 4})) for e in entries]
+    assert chosen(tmp_path, with_n) == ""
 
 
 @pytest.mark.parametrize("dtype", [Q8, NF4], ids=str)
 def test_words_of_weights_are_packed_by_the_weight(dtype, rng):
     per_word = 32 // dtype.bits
     words = rng.integers(0, 2**32, (64, 128 // per_word), np.uint32)
-    packed = packed_as(words, "weight", (("weight", "M/32 K/16 M%32 K%16"),), per_word)
+    found = packed(words, dtype, (("weight", "M/32 K/16 M%32 K%16"),))
     run = 16 // per_word
     expected = words.reshape(2, 32, 128 // 16, run).transpose(0, 2, 1, 3)
-    np.testing.assert_array_equal(packed, expected.reshape(-1))
-    assert packed_as(words, "scale", TILES) is words
+    np.testing.assert_array_equal(found, expected.reshape(-1))
+    assert packed(words, dtype, ()) is words
     with pytest.raises(LayoutError, match="neighbours along axis 1"):
-        packed_as(words, "weight", (("weight", "K M"),), per_word)
-
-
-def test_a_layout_that_pads_beyond_reason_is_refused():
-    for name in ("M K+9999999", "M/9999 M%9999 K"):
-        with pytest.raises(BundleError, match="for 1024 elements"):
-            packed_as(np.zeros((32, 32), np.float32), "weight", (("weight", name),))
+        packed(words, dtype, (("weight", "K M"),))
 
 
 def test_the_tuner_packs_a_familys_row_major_arrays(rng):
     weight = rng.standard_normal((64, 8)).astype(np.float32)
     got = host_bytes(WEIGHT, Problem(M=64, K=8), {"weight": weight})
-    assert got.tobytes() == packed_as(weight, "weight", TILES).tobytes()
+    assert got.tobytes() == packed(weight, F32, TILES).tobytes()
 
 
 def test_a_kernel_reads_what_the_loader_packed(device, rng):
@@ -148,12 +204,11 @@ def test_a_kernel_reads_what_the_loader_packed(device, rng):
     shapes = [(40, 61), (7, 64)]  # stacked, each padded to whole blocks of rows
     parts = [Part(f"w{i}", rng.standard_normal(s).astype(np.float32)) for i, s in enumerate(shapes)]
     seen = []
-    store = DeviceWeights(
-        device, F32, lambda form: TILES, lambda name, size: seen.append((name, size))
-    )
+    store = DeviceWeights(device, F32, lambda form, rows, k: TILES)
+    store.on_upload = lambda name, count: seen.append((name, count))
     matrix = store.matrix(parts)
     assert (matrix.rows, matrix.k, matrix.layouts) == (96, 64, TILES)
-    assert seen == [("w0", 4 * 96 * 64)]
+    assert seen == [("w0", 40 * 61), ("w1", 7 * 64)]
     x = rng.standard_normal(64).astype(np.float32)
     body = """
     float sum = 0.0;
