@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernelforge.cli import options
+from kernelforge.cli import options, replay
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.cli.progress import ProgressBar
@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(),
         help="folders of bundles, of any device, whose winners are tried first",
     )
+    replay.add_arguments(parser)
     options.add(parser, "device")
     parser.add_argument(
         "--in-process",
@@ -89,6 +90,8 @@ def _steps(text: str) -> tuple[int, ...]:
 def run(args: argparse.Namespace) -> int:
     """Tunes, packs, and says what came of it."""
     output = Output(args)
+    if args.replay:
+        return replay.run(args, output)
     if args.model and args.shape:
         raise UsageError("--model and --shape do not go together: a shape stands for a model")
     if args.shape:

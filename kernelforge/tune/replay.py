@@ -1,0 +1,164 @@
+"""Replays searches on recorded spaces, and scores them as the literature does.
+
+The score is that of F. Willemsen et al., "A methodology for comparing optimization algorithms for
+auto-tuning", Future Generation Computer Systems 159, 2024: how much of the way from the expected
+best of random sampling to the optimum is won, averaged over the part of the search where random
+sampling itself comes from half of the way to nearly there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelforge.tune.acquisition import Proposer, Strategy
+from kernelforge.tune.recorded import RecordedSpace
+
+Floats = NDArray[np.float64]
+
+WINDOW = (0.5, 0.95)
+"""Of the way from the median to the optimum, where the baseline enters and leaves the window."""
+GOOD = 0.95
+"""Share of the optimum that counts as found."""
+
+
+def replay(space: RecordedSpace, strategy: Strategy, evaluations: int, seed: int) -> Floats:
+    """[evaluations] best time in ms so far, one evaluation per configuration; inf before any works.
+
+    Args:
+        space: what is searched.
+        strategy: of `acquisition`.
+        evaluations: how many configurations are tried; at most the space's size.
+        seed: of the search.
+    """
+    proposer = Proposer(space.configs, (), strategy)
+    times = space.times_ms
+    seen: dict[int, float | None] = {}
+    best = np.full(min(evaluations, len(times)), math.inf)
+    so_far = math.inf
+    for step in range(len(best)):
+        # As in a live study: each proposal draws from its own stream.
+        index = proposer.propose(seen, np.random.default_rng([seed, step]))
+        assert index is not None
+        seen[index] = float(times[index])
+        so_far = min(so_far, float(times[index]))
+        best[step] = so_far
+    return best
+
+
+def expected_best(space: RecordedSpace, evaluations: int) -> Floats:
+    """[evaluations] expected best of so many configurations drawn at random, none twice.
+
+    The i-th best of N is the best of n draws if it is among them and no better one is: with
+    probability C(N - i, n - 1) / C(N, n), i from 1. Failures count as the worst time.
+    """
+    times = np.sort(space.times_ms)
+    times = np.where(np.isfinite(times), times, times[np.isfinite(times)].max())
+    size = len(times)
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, size + 1)))])  # log k!
+    rank = np.arange(1, size + 1)
+    found = np.empty(min(evaluations, size))
+    for n in range(1, len(found) + 1):
+        worse = size - rank
+        possible = worse >= n - 1
+        w = worse[possible]
+        chance = logs[w] - logs[n - 1] - logs[w - n + 1]
+        chance -= logs[size] - logs[n] - logs[size - n]
+        found[n - 1] = np.exp(chance) @ times[possible]
+    return found
+
+
+def window(space: RecordedSpace, most: int) -> tuple[int, int]:
+    """First and last evaluation, from 1, that count: where the baseline is within `WINDOW`.
+
+    Args:
+        space: what is searched.
+        most: the last evaluation that may count.
+    """
+    times = space.times_ms
+    middle = float(np.median(times[np.isfinite(times)]))
+    baseline = expected_best(space, most)
+    way = (middle - baseline) / (middle - space.optimum_ms)
+    first = int(np.searchsorted(way, WINDOW[0])) + 1
+    last = int(np.searchsorted(way, WINDOW[1])) + 1
+    last = min(last, len(baseline))
+    return min(first, last), last
+
+
+def score(space: RecordedSpace, curves: Sequence[Floats], most: int) -> Floats:
+    """[curves] P of each run: 0 is random sampling, 1 the optimum at once."""
+    first, last = window(space, most)
+    baseline = expected_best(space, last)[first - 1 :]
+    worst = float(space.times_ms[np.isfinite(space.times_ms)].max())
+    gained = []
+    for curve in curves:
+        reached = np.where(np.isfinite(curve), curve, worst)[first - 1 : last]
+        gained.append(np.mean((baseline - reached) / (baseline - space.optimum_ms)))
+    return np.array(gained)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How a strategy did on a space.
+
+    Attributes:
+        space: its name.
+        size: configurations in it.
+        near_optimum: share of them within 5 % of the optimum.
+        strategy: its name.
+        seeds: runs.
+        score: mean P of the runs.
+        spread: standard deviation of P between runs.
+        share_at: evaluations -> mean share of the optimum's speed.
+        evaluations_to_good: median evaluations until `GOOD` of the optimum; inf where most runs
+            never came there.
+        success: share of runs that came there.
+    """
+
+    space: str
+    size: int
+    near_optimum: float
+    strategy: str
+    seeds: int
+    score: float
+    spread: float
+    share_at: dict[int, float]
+    evaluations_to_good: float
+    success: float
+
+
+def summarise(
+    space: RecordedSpace, strategy: str, curves: Sequence[Floats], marks: Sequence[int]
+) -> Scored:
+    """What a strategy's runs come to.
+
+    Args:
+        space: what was searched.
+        strategy: its name.
+        curves: best time so far of every run, all as long as the last mark or the space.
+        marks: numbers of evaluations to report.
+    """
+    gained = score(space, curves, max(marks))
+    needed, shares = [], {}
+    for curve in curves:
+        good = np.flatnonzero(curve <= space.optimum_ms / GOOD)
+        needed.append(float(good[0] + 1) if good.size else math.inf)
+    for mark in marks:
+        at = min(mark, len(curves[0])) - 1
+        shares[mark] = float(np.mean([space.optimum_ms / curve[at] for curve in curves]))
+    return Scored(
+        space=space.name,
+        size=len(space.configs),
+        near_optimum=space.near_optimum,
+        strategy=strategy,
+        seeds=len(curves),
+        score=float(gained.mean()),
+        spread=float(gained.std(ddof=1)) if len(gained) > 1 else math.nan,
+        share_at=shares,
+        evaluations_to_good=float(np.median(needed)),
+        success=float(np.mean(np.isfinite(needed))),
+    )
