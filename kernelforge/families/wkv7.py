@@ -5,81 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from kernelforge import goose
-from kernelforge.choices import ADDRESS, addressing
-from kernelforge.family import Arrays, KernelFamily
-from kernelforge.segments import random_segments
-from kernelforge.space import Choice, Constraint, ProblemConstraint, Space
-from kernelforge_runtime.abi.grid import CeilDiv, Grid
+from kernelforge.choices import ADDRESS
+from kernelforge.family import KernelFamily
+from kernelforge.recurrences import (
+    WKV7_BINDINGS,
+    wkv7_cost,
+    wkv7_inputs,
+    wkv7_oracle,
+    wkv7_refuses,
+)
+from kernelforge.space import Choice, Constraint, Space
+from kernelforge.state_rows import MAX_STATE_FLOATS, kept, row_constraints, state_signature
 from kernelforge_runtime.abi.problem import Problem
-from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
-from kernelforge_runtime.dtypes import F32, U32, DType
-
-MAX_STATE_FLOATS = 128
-"""State values that one invocation may keep; more than that is sure to spill."""
-
-
-def _rows(p: Mapping[str, Any]) -> int:
-    """Value rows of one workgroup."""
-    return int(p["WORKGROUP"] // p["LANES"] * p["ROWS"])
+from kernelforge_runtime.abi.signature import Signature
+from kernelforge_runtime.dtypes import F32, DType
 
 
 def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     """Bindings, grid and workgroup of one variant."""
-    whole = p["LANES"] == p["WORKGROUP"]
-    features: tuple[str, ...] = ()
-    if p["LANES"] > 1:
-        features = ("subgroup_arithmetic",) if whole else ("subgroup_clustered",)
-    return Signature(
-        bindings=(
-            Binding("in_s", F32, (6, "T", "H", "N")),
-            Binding("state", F32, ("B", "H", "N", "N"), "readwrite"),
-            Binding("segment", U32, ("B", 4)),
-            Binding("out_y", F32, ("T", "H", "N"), "readwrite"),
-        ),
-        push_constants=(PushConstant("T"), PushConstant("H")),
-        grid=Grid(x=(CeilDiv("H"), CeilDiv("N", _rows(p))), y=(CeilDiv("B"),)),
-        workgroup=p["WORKGROUP"],
-        subgroup=p["WORKGROUP"] if whole and p["LANES"] > 1 else 0,
-        addressing=addressing(p),
-        features=features,
-        fixed=(("N", p["HEAD"]),),
-    )
-
-
-def inputs(problem: Problem, precision: DType, rng: np.random.Generator) -> Arrays:
-    """Decays over their whole range; as in the model kk has unit length, a = -kk, b = kk * rate."""
-    t, h, n = (problem[d] for d in "THN")
-    r, k, v, kk = rng.standard_normal((4, t, h, n)).astype(np.float32)
-    w = np.exp(-0.6065306597 * rng.random((t, h, n))).astype(np.float32)
-    kk /= np.maximum(np.linalg.norm(kk, axis=-1, keepdims=True), 1e-12)
-    rate = rng.random((t, h, n), dtype=np.float32)
-    return {
-        "in_s": np.stack([r, w, k, v, -kk, kk * rate]),
-        "state": rng.standard_normal((problem["B"], h, n, n), dtype=np.float32),
-        "segment": random_segments(problem["B"], t, rng),
-        "out_y": rng.standard_normal((t, h, n), dtype=np.float32),
-    }
-
-
-def oracle(
-    problem: Problem,
-    precision: DType,
-    given: Mapping[str, NDArray[Any]],
-    constants: Mapping[str, float],
-) -> Arrays:
-    """See `kernelforge.goose.recurrence`."""
-    out, states = goose.recurrence(given["in_s"], given["state"], given["segment"], given["out_y"])
-    return {"out_y": out, "state": states}
-
-
-def cost(problem: Problem, precision: DType) -> tuple[float, float]:
-    """(flops, bytes): each state in and out once, six vectors in, one out."""
-    t, h, n, b = (problem[d] for d in "THNB")
-    return 10.0 * t * h * n * n, 4.0 * (2 * b * h * n * n + 7 * t * h * n)
+    return state_signature(WKV7_BINDINGS, "TH", p)
 
 
 WKV7 = KernelFamily(
@@ -93,35 +37,20 @@ WKV7 = KernelFamily(
         Choice("LANES", (1, 2, 4, 8, 16), default=1),
         Choice("ROWS", (1, 2, 4, 8, 16), default=1),
         ADDRESS,
-        Constraint("lanes divide the workgroup", lambda p, d: p["LANES"] <= p["WORKGROUP"]),
-        Constraint("lanes hold whole vectors", lambda p, d: p["HEAD"] % (4 * p["LANES"]) == 0),
-        # More than that in one invocation: software drivers need minutes to compile it.
-        Constraint("a lane keeps 64 keys at most", lambda p, d: p["HEAD"] // p["LANES"] <= 64),
-        Constraint("workgroups divide a head", lambda p, d: p["HEAD"] % _rows(p) == 0),
-        Constraint(
-            "lanes stay inside a subgroup",
-            lambda p, d: (
-                p["LANES"] == 1
-                or (p["LANES"] < p["WORKGROUP"] and p["LANES"] <= d.subgroup_min)
-                or d.subgroup_min <= p["LANES"] == p["WORKGROUP"] <= d.subgroup_max
-            ),
-        ),
+        *row_constraints(),
         Constraint(
             "the state fits the registers",
             lambda p, d: (
-                p["ROWS"] * p["HEAD"] // p["LANES"]
+                kept(p)
                 # Checked access through descriptors doubles the code, and the compile time more.
                 <= (MAX_STATE_FLOATS if p["ADDRESS"] else MAX_STATE_FLOATS // 2)
             ),
         ),
-        ProblemConstraint(
-            "compiled for this head size", lambda p, d, problem: p["HEAD"] == problem["N"]
-        ),
     ),
     signature=signature,
-    inputs=inputs,
-    oracle=oracle,
-    cost=cost,
+    inputs=wkv7_inputs,
+    oracle=wkv7_oracle,
+    cost=wkv7_cost,
     corner_problems=(
         Problem(T=1, H=1, N=64, B=1),
         Problem(T=17, H=3, N=64, B=3),
@@ -136,7 +65,5 @@ WKV7 = KernelFamily(
         *(Problem(T=1, H=8, N=n, B=1) for n in (16, 32)),
     ),
     tolerance=4.0,
-    problem_rule=lambda p: (
-        None if p["N"] in (16, 32, 64, 128) else f"head sizes are 16, 32, 64 or 128, found {p['N']}"
-    ),
+    problem_rule=wkv7_refuses,
 )
