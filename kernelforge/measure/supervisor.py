@@ -164,7 +164,7 @@ class Supervisor:
             child.wait()
 
     def close(self) -> None:
-        """Lets the worker end by itself; kills it where it does not."""
+        """Lets the worker end by itself; kills it where it does not. Nothing is started after."""
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -172,6 +172,7 @@ class Supervisor:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(_STOP_S)
         self.kill()
+        self._errors.close()
 
     def _judge(self, answer: Mapping[str, Any]) -> None:
         if "error" in answer:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class Journal:
     """One file, one measurement a line; safe against being killed at any moment.
 
-    A line goes to the disk in one write, followed by fsync. What a killed process left half
+    A line goes to the disk whole or not at all, followed by fsync. What a killed process left half
     written is closed with a line end by the next writer and skipped by readers.
 
     Raises:
@@ -40,12 +40,11 @@ class Journal:
         line = json.dumps(record, separators=(",", ":"), allow_nan=False)
         try:
             self._prepare()
-            with self.path.open("ab", buffering=0) as file:
-                file.write(line.encode() + b"\n")
-                os.fsync(file.fileno())
+            _append(self.path, line.encode() + b"\n")
         except OSError as error:
             raise TuneError(
-                f"cannot write {self.path}: {error.strerror}; choose another folder with --out"
+                f"cannot write {self.path}: {error.strerror}; free space or choose another folder "
+                "with --journal: all that was measured before is kept"
             ) from error
 
     def _prepare(self) -> None:
@@ -61,6 +60,23 @@ class Journal:
 
     def __iter__(self) -> Iterator[Measurement]:
         return iter(read_journal(self.path))
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Adds all of it, or nothing.
+
+    A full disk takes a part without an error, and refuses only the rest.
+    """
+    with path.open("ab", buffering=0) as file:
+        start = file.seek(0, os.SEEK_END)
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(start)
+            raise
 
 
 def read_journal(path: Path) -> list[Measurement]:

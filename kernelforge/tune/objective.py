@@ -12,7 +12,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from kernelforge.errors import MeasureError
+from kernelforge.errors import MeasureError, TuneError
 from kernelforge.measure.measurement import Measurement, Outcome
 from kernelforge.measure.measurer import Measurer
 from kernelforge.tune.journal import Journal
@@ -48,6 +48,9 @@ def run_trial(
         measurement = replace(measurement, corrected_ns=measurement.median_ns / slowdown)
         journal.append(measurement)
         trial.set_user_attr(MEASUREMENT, measurement.to_json())
+    except (OSError, TuneError):
+        # What could not be written must not be written to: the next session frees the trial.
+        raise
     except BaseException:
         trial.set_user_attr(ABANDONED, "interrupted")
         study.tell(trial, state=TrialState.FAIL)

@@ -169,6 +169,11 @@ def tune_problem(
             finals = run_finals(bench, finalists, default, budget.rounds, _finals_s(budget))
         except DeviceLostError as error:
             raise TuneError(f"{error}; run the same command again to go on") from error
+        except OSError as error:
+            raise TuneError(
+                f"cannot keep the study: {error.strerror or error}; free space, then run the same "
+                "command again to go on"
+            ) from error
         for measurement in finals:
             journal.append(measurement)
     warm_names = {family.variant(precision, params).name for params in warm}
@@ -261,7 +266,7 @@ def tune_problems(
                 seed=seed, isolation=isolation,
             )  # fmt: skip
         except TuneError as error:
-            if isinstance(error.__cause__, DeviceLostError):
+            if isinstance(error.__cause__, DeviceLostError | OSError):
                 raise
             log.error("%s: %s", task, error)
             failure = error

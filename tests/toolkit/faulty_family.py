@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from kernelforge.family import KernelFamily
@@ -22,7 +23,7 @@ from kernelforge_runtime.dtypes import DType
 from kernelforge_runtime.errors import OutOfMemoryError
 from tests.toolkit.small_family import signature, small_family
 
-WORKER = (sys.executable, "-m", __name__)
+WORKER = (sys.executable, "-m", "tests.toolkit.faulty_family")
 HARMLESS = ("none", "slow")
 WRONG = ("wrong", "overrun", "hole", "mirrored", "short")
 """Shaders that compute something else."""
@@ -42,9 +43,14 @@ OUTCOMES = {
 REAL = ("endless", "wild")
 
 
-def faulty_family(*faults: str, rows: int = 128) -> KernelFamily:
+EVERY = (*HARMLESS, *WRONG, *BROKEN, *OUTCOMES)
+GONE = "KERNELFORGE_TEST_GONE"
+"""Environment variable: while the file that it names is there, the device is gone."""
+
+
+def faulty_family(faults: Sequence[str], rows: int) -> KernelFamily:
     """The family with these faults, "none" first; `rows` bounds how many variants it has."""
-    faults = faults or (*HARMLESS, *WRONG, *BROKEN, *OUTCOMES)
+    faults = tuple(faults)
     space = Space(
         Choice("WORKGROUP", (4, 8, 16, 32, 64, 128), default=16),
         Choice("ROWS", (1, 2, 4, 8), default=1),
@@ -57,7 +63,7 @@ def faulty_family(*faults: str, rows: int = 128) -> KernelFamily:
             ),
         ),
     )
-    source = (__name__, "faulty_family", faults)
+    source = (__name__, "faulty_family", (list(faults), rows))
     return small_family(space=space, signature=_signature, source=source)
 
 
@@ -70,6 +76,8 @@ class FaultySession(Session):
     """Does to itself what the variant's name says."""
 
     def measure(self, request: Mapping[str, Any], spirv: bytes) -> Answer:
+        if Path(os.environ.get(GONE, "/nonexistent")).exists():
+            self._lost("the device was lost (VK_ERROR_DEVICE_LOST)", late=False)
         fault = request["module"]["name"].split("FAULT=")[1].split(".")[0]
         if fault == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
