@@ -115,6 +115,7 @@ def tune_problem(
     seed: int = 0,
     effort: Effort | None = None,
     isolation: Isolation | None = None,
+    near: Sequence[Mapping[str, Any]] = (),
 ) -> TuneResult:
     """Finds the fastest right variant of a family for one problem on one device.
 
@@ -135,6 +136,8 @@ def tune_problem(
         effort: how long each variant is timed.
         isolation: the process that variants run in; this one if None, which a variant that never
             ends or crashes takes along.
+        near: configurations to try after the default and before `warm`, which do not count as
+            warm: winners of this very run.
 
     Raises:
         TuneError: the problem is impossible, no variant gives a right result, or the device was
@@ -148,7 +151,7 @@ def tune_problem(
     target = buildable(device.info)
     configs = family.valid(precision, target, problem)
     default = family.default(precision, target, problem)
-    sampler = EnumeratedSampler(configs, [default, *warm], seed=seed)
+    sampler = EnumeratedSampler(configs, [default, *near, *warm], seed=seed)
     name = study_name(device, family, precision, problem, configs)
     study = optuna.create_study(
         storage=held, sampler=sampler, study_name=name, load_if_exists=True, direction="minimize"
@@ -262,8 +265,8 @@ def tune_problems(
         try:
             result = tune_problem(
                 device, task.family, task.precision, task.problem, own, journal, held,
-                on_progress, warm=[*_transfer(results, task), *starts_for(starts, task)],
-                seed=seed, isolation=isolation,
+                on_progress, warm=starts_for(starts, task), seed=seed, isolation=isolation,
+                near=_transfer(results, task),
             )  # fmt: skip
         except TuneError as error:
             if isinstance(error.__cause__, DeviceLostError | OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,23 @@ def test_recorded_gpu_spaces_are_nearly_solved_in_fifty_measurements(name: str, 
             seen[index] = float(times[index])
         reached.append(times.min() / min(t for t in seen.values() if t is not None))
     assert np.median(reached) >= bar
+
+
+def test_the_guess_of_what_comes_next_is_right_while_first_ones_are_left_and_changes_nothing() -> (
+    None
+):
+    configs = [{"A": a, "B": b} for a in (1, 2, 4, 8) for b in (1, 2, 4)]
+    first = [configs[5], configs[2], configs[9]]
+    sampler = EnumeratedSampler(configs, first, seed=3)
+    study = optuna.create_study(sampler=sampler)
+    trial = study.ask(sampler.space)
+    assert trial.params == first[0]
+    guess = list(islice(sampler.likely_next(study.get_trials()), 4))
+    assert guess[:2] == first[1:]
+    assert first[0] not in guess
+    study.tell(trial, 1.0)
+    for wanted in (*guess[:2], guess[2]):
+        trial = study.ask(sampler.space)
+        assert trial.params == wanted
+        study.tell(trial, 2.0)
+    assert len(list(sampler.likely_next(study.get_trials()))) == len(configs) - 4

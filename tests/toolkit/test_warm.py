@@ -1,0 +1,90 @@
+"""Winners of other bundles as first candidates: which, in which order, and what the result says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kernelforge.errors import TuneError
+from kernelforge.families import get_family
+from kernelforge.measure.bench import Effort
+from kernelforge.tune.budget import Budget
+from kernelforge.tune.journal import Journal
+from kernelforge.tune.problems import TuneTask
+from kernelforge.tune.study import tune_problem, tune_problems
+from kernelforge.tune.warm import Start, read_starts, starts_for
+from kernelforge.variant import Variant
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.dtypes import F32
+from kernelforge_runtime.vk import Device
+from tests.toolkit.small_family import needs_compiler, small_family
+
+ROOT = Path(__file__).parents[2]
+QUICK = Effort(sample_ns=2e5, samples=3, longest_sample_ns=2e6)
+
+
+def start(workgroup: int, rows: int, problem: Problem, fault: str = "none") -> Start:
+    params = {"WORKGROUP": workgroup, "ROWS": rows, "FAULT": fault}
+    return Start(Variant.of("small", "f32", params), problem, "elsewhere")
+
+
+def test_the_nearest_problem_comes_first_and_each_configuration_once() -> None:
+    task = TuneTask(small_family(), F32, Problem(M=64, K=64))
+    far, near = Problem(M=4096, K=4096), Problem(M=64, K=128)
+    starts = [start(8, 1, far), start(32, 2, near), start(8, 1, near), start(64, 1, far)]
+    found = [(p["WORKGROUP"], p["ROWS"]) for p in starts_for(starts, task)]
+    assert found == [(32, 2), (8, 1), (64, 1)]
+    assert len(starts_for(starts, task, most=2)) == 2
+
+
+def test_what_the_space_does_not_know_any_more_and_other_families_are_left_out() -> None:
+    task = TuneTask(small_family(), F32, Problem(M=64, K=64))
+    other = Start(Variant.of("other", "f32", {"ROWS": 1}), task.problem, "elsewhere")
+    starts = [other, start(8, 1, task.problem, fault="removed"), start(64, 2, task.problem)]
+    assert [p["WORKGROUP"] for p in starts_for(starts, task)] == [64]
+
+
+def test_a_bundle_gives_its_winners_and_what_is_none_is_a_named_error(tmp_path: Path) -> None:
+    starts = read_starts([ROOT / "tuned" / "generic"])
+    assert {s.bundle for s in starts} == {"generic"}
+    gemv = get_family("gemv")
+    task = TuneTask(gemv, gemv.precisions[0], gemv.default_problems[0])
+    assert starts_for(starts, task)
+    with pytest.raises(TuneError, match="--warm-start"):
+        read_starts([tmp_path])
+
+
+@pytest.mark.vulkan
+@pytest.mark.glslang
+def test_the_result_says_how_many_trials_were_warm_and_whether_one_won(
+    llvmpipe: Device, tmp_path: Path
+) -> None:
+    needs_compiler()
+    warm = [{"WORKGROUP": w, "ROWS": 2, "FAULT": "none"} for w in (32, 64)]
+    journal = Journal(tmp_path / "journal.jsonl")
+    result = tune_problem(
+        llvmpipe, small_family(), F32, Problem(M=67, K=64), Budget(3), journal,
+        tmp_path / "optuna.log", warm=warm, effort=QUICK,
+    )  # fmt: skip
+    names = [small_family().variant(F32, params).name for params in warm]
+    assert [m.variant for m in result.trials[1:]] == names
+    assert result.warm_trials == 2
+    assert result.warm_won == (result.best.variant in names)
+
+
+@pytest.mark.vulkan
+@pytest.mark.glslang
+def test_winners_of_this_run_are_tried_too_but_do_not_count_as_warm(
+    llvmpipe: Device, tmp_path: Path
+) -> None:
+    needs_compiler()
+    family = small_family()
+    tasks = [TuneTask(family, F32, Problem(M=m, K=64)) for m in (128, 64)]
+    results = tune_problems(
+        llvmpipe, tasks, Budget(3), Journal(tmp_path / "journal.jsonl"), tmp_path / "optuna.log",
+        starts=[start(64, 2, Problem(M=64, K=64))],
+    )  # fmt: skip
+    assert [r.warm_trials for r in results] == [1, 1]
+    first = results[0].best.variant
+    assert first in {m.variant for m in results[1].trials}
