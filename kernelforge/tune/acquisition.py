@@ -83,6 +83,18 @@ class Encoded:
             out[owner] += np.abs(x[a][:, None] - x[b][None, :])
         return out
 
+    def weighted(self, a: Ints, b: Ints, scales: Floats) -> Floats:
+        """[len(a), len(b)] distance over all parameters, each divided by its scale.
+
+        The sum of `distances`, without ever holding its parts: they are the cost of a proposal.
+        """
+        out = np.zeros((len(a), len(b)), np.float32)
+        for column, owner in enumerate(self.column_param):
+            x = (self.points[:, column] / scales[owner]).astype(np.float32)
+            step = np.subtract.outer(x[a], x[b])
+            out += np.abs(step, out=step)
+        return out.astype(np.float64)
+
 
 def _key(value: Any) -> tuple[str, Any]:
     kind = "n" if isinstance(value, int | float) else "s"
@@ -142,7 +154,9 @@ class Proposer:
         Returns:
             An index that is not in `seen`; None when nothing is left.
         """
-        unseen = np.setdiff1d(np.arange(self.size), np.fromiter(seen, np.int64, len(seen)))
+        untried = np.ones(self.size, np.bool_)
+        untried[np.fromiter(seen, np.int64, len(seen))] = False
+        unseen = np.flatnonzero(untried)
         if not unseen.size:
             return None
         for index in self._first:
@@ -201,10 +215,10 @@ class Proposer:
             self._fitted_at = len(history)
         candidates = self._candidates(history, logs, unseen, rng)
         factor, weights = self._solve(among, target)
-        across = self._kernel(self._encoded.distances(candidates, history))
+        across = np.exp(-self._encoded.weighted(candidates, history, self._scales))
         mean = across @ weights
-        half = np.linalg.solve(factor, across.T)
-        deviation = np.sqrt(np.maximum(1.0 - np.sum(np.square(half), axis=0), 1e-10))
+        half = np.linalg.inv(factor) @ across.T  # small, and its product is all that costs
+        deviation = np.sqrt(np.maximum(1.0 - np.einsum("ij,ij->j", half, half), 1e-10))
         return int(candidates[int(np.argmax(_improvement(mean, deviation, target.min())))])
 
     def _candidates(
@@ -216,7 +230,7 @@ class Proposer:
         picked = rng.choice(unseen, _CANDIDATES, replace=False)
         codes = self._encoded.codes[unseen]
         near = [
-            unseen[np.count_nonzero(codes != self._encoded.codes[best], axis=1) <= 2]
+            unseen[(codes != self._encoded.codes[best]).sum(axis=1, dtype=np.int16) <= 2]
             for best in history[np.argsort(logs)[:3]]
         ]
         around = np.concatenate(near)
