@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kernelforge.cli.crossovers import crossovers
 from kernelforge.cli.output import Output
 from kernelforge.cli.progress import ProgressBar
 from kernelforge.families import load_families
@@ -108,6 +109,8 @@ def _show(bundle: Bundle, output: Output) -> None:
     output.text(f"kernels  {len(entries)} problems, {len(_modules(bundle))} modules")
     output.text()
     output.table(HEADERS, [_row(entry) for entry in entries])
+    for line in crossovers(bundle):
+        output.text(f"crossover {line}")
 
 
 def _row(entry: Entry) -> list[str]:
@@ -133,6 +136,7 @@ def _document(bundle: Bundle) -> dict[str, Any]:
         "device": bundle.manifest.device.to_json(),
         "toolchain": vars(bundle.manifest.toolchain),
         "ceilings": dict(bundle.manifest.ceilings),
+        "crossovers": crossovers(bundle),
         "entries": [
             {"family": e.family, "precision": e.precision, "problem": str(e.problem),
              "variant": e.variant, "median_ns": e.median_ns, "default_ns": e.default_ns,

@@ -9,7 +9,7 @@ from kernelforge.errors import SpaceError, TuneError
 from kernelforge.family import KernelFamily
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.problem import Problem
-from kernelforge_runtime.bundle.crossover import contenders
+from kernelforge_runtime.bundle.crossover import RIVALS, contenders
 from kernelforge_runtime.dtypes import DType
 
 FLOPS_PER_BYTE = 10.0
@@ -100,7 +100,16 @@ def with_rivals(
             rival = families.get(name)
             if rival is not None and _can(rival, precision, problem, target):
                 calls.append((name, precision, problem, count))
+                calls += _between(family, name, precision, problem)
     return calls
+
+
+def _between(
+    family: str, name: str, precision: str, problem: Problem
+) -> list[tuple[str, str, Problem, int]]:
+    """Both families at fewer tokens, where the number of tokens decides between them."""
+    rival = next(r for r in RIVALS[family] if r.family == name)
+    return [(each, precision, p, 1) for p in rival.lengths(problem) for each in (family, name)]
 
 
 def _can(family: KernelFamily, precision: str, problem: Problem, target: DeviceInfo) -> bool:

@@ -11,7 +11,7 @@ from kernelforge_runtime.abi.device_info import GENERIC, DeviceInfo
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle import Bundle, Entry, KernelSet, open_bundle
 from kernelforge_runtime.bundle import crossover as crossovers
-from kernelforge_runtime.bundle.crossover import Rival, contenders, fastest
+from kernelforge_runtime.bundle.crossover import RIVALS, Rival, contenders, fastest
 from tests.runtime.bundle_files import DEVICE, entry, write_bundle
 
 BOTH = ("usual", "rival")
@@ -84,3 +84,23 @@ def test_products_of_halves_are_for_activations_of_halves_only() -> None:
     assert contenders("gemm", Problem(**product, X=32)) == ("gemm",)
     assert contenders("gemm", Problem(**product, X=16)) == ("gemm", "gemm_coop", "gemm_coop2")
     assert contenders("gemv", Problem(**product, X=16)) == ("gemv",)
+
+
+def test_recurrences_go_in_chunks_only_where_sequences_are_long() -> None:
+    def forms(tokens: int, sequences: int) -> tuple[str, ...]:
+        return contenders("wkv7", Problem(T=tokens, H=12, N=64, B=sequences))
+
+    assert forms(1, 1) == forms(8, 1) == forms(64, 64) == forms(64, 8) == ("wkv7",)
+    assert forms(16, 1) == forms(256, 8) == ("wkv7", "wkv7_chunk")
+
+
+def test_a_crossover_over_tokens_is_looked_for_at_fewer_of_them() -> None:
+    (rival,) = RIVALS["wkv6"]
+    own = {"H": 12, "N": 64, "B": 1, "P": 3072}
+    assert rival.lengths(Problem(T=256, D=256, **own)) == [
+        Problem(T=64, D=64, **own),
+        Problem(T=16, D=16, **own),
+    ]
+    assert rival.lengths(Problem(T=64, D=1, **own)) == [Problem(T=16, D=1, **own)]
+    assert rival.lengths(Problem(T=1, D=1, **own)) == []
+    assert all(r.lengths(Problem(M=64, K=64, T=256, X=16)) == [] for r in RIVALS["gemm"])

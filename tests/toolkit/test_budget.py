@@ -96,3 +96,16 @@ def test_a_call_is_tuned_for_every_family_that_may_do_it_here() -> None:
         subgroup_size=32,
     )
     assert with_rivals(found, families, device) == [*found, ("gemm_coop", "f16", halves, 3)]
+
+
+def test_a_model_s_long_recurrences_are_tuned_in_both_forms_at_several_lengths() -> None:
+    families = load_families()
+    found = [("wkv7", "f32", Problem(T=t, H=2, N=64, B=1), 3) for t in (1, 256)]
+    asked = with_rivals(found, families, GENERIC)
+    assert asked[:2] == found
+    assert {(name, problem["T"]) for name, _, problem, _ in asked} == {
+        ("wkv7", 1), ("wkv7", 256), ("wkv7_chunk", 256), ("wkv7", 64), ("wkv7_chunk", 64),
+        ("wkv7", 16), ("wkv7_chunk", 16),
+    }  # fmt: skip
+    tasks = collect_tasks(asked, families)
+    assert len(tasks) == len(asked)

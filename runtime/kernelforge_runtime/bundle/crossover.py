@@ -14,6 +14,11 @@ from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Layouts
 from kernelforge_runtime.bundle.bundle import Bundle
 
+FEW_TOKENS = 16
+"""Of a sequence: for fewer a recurrence always goes token by token."""
+STEP = 4
+"""Factor between the lengths at which a crossover is looked for."""
+
 
 class Rival(NamedTuple):
     """A family that may do another one's calls.
@@ -21,11 +26,25 @@ class Rival(NamedTuple):
     Attributes:
         family: its name.
         may: whether it gives the results of the usual family on this problem, as far as the model
-            was promised them.
+            was promised them, and may be worth its while.
+        along: dimensions that are a number of tokens where they equal T, T first, if it is their
+            number that decides: then both families are to be measured at several.
     """
 
     family: str
     may: Callable[[Problem], bool]
+    along: tuple[str, ...] = ()
+
+    def lengths(self, problem: Problem) -> list[Problem]:
+        """The problem for fewer and fewer tokens, as long as the rival may do it; not itself."""
+        found, tokens = [], problem["T"] if self.along else 0
+        while tokens := tokens // STEP:
+            fewer = {n: tokens for n in self.along if problem[n] == problem["T"]}
+            shorter = Problem(**{**problem, **fewer})
+            if not self.may(shorter):
+                break
+            found.append(shorter)
+        return found
 
 
 def _halves(problem: Problem) -> bool:
@@ -33,8 +52,15 @@ def _halves(problem: Problem) -> bool:
     return problem["X"] == 16
 
 
+def _stretches(problem: Problem) -> bool:
+    """A chunk is four tokens at least, and its matrices cost what a few tokens do one by one."""
+    return problem["T"] >= FEW_TOKENS * problem["B"]
+
+
 RIVALS: dict[str, tuple[Rival, ...]] = {
     "gemm": (Rival("gemm_coop", _halves), Rival("gemm_coop2", _halves)),
+    "wkv6": (Rival("wkv6_chunk", _stretches, ("T", "D")),),
+    "wkv7": (Rival("wkv7_chunk", _stretches, ("T",)),),
 }
 """By the family that is asked for."""
 
