@@ -26,6 +26,7 @@ from kernelforge.pack import Winner, choose, pack, winner
 from kernelforge.pack.generic import generic_winners
 from kernelforge.render import template_sha256
 from kernelforge.tune.budget import Budget
+from kernelforge.tune.every_layout import layouts_of
 from kernelforge.tune.journal import Journal, read_journal
 from kernelforge.tune.problems import TuneTask, collect_tasks, with_rivals
 from kernelforge.tune.quarantine import quarantined
@@ -220,13 +221,21 @@ class Tuning:
 
 
 def _winners(result: TuneResult) -> list[Winner]:
-    """The winner, and finalists so close behind that a bundle may use them in its place."""
+    """The best of each layout, and finalists so close behind that a bundle may use them instead."""
     family = get_family(result.family)
     default_ns = result.default.median_ns if result.default.ok else 0.0
-    best_ns = result.best.median_ns
+    finals = {
+        final.variant: layouts_of(family, family.precision(result.precision), final)
+        for final in result.finalists
+        if final.ok
+    }
+    best_ns = {finals[result.best.variant]: result.best.median_ns}
+    for final in sorted((f for f in result.finalists if f.ok), key=lambda f: f.median_ns):
+        best_ns.setdefault(finals[final.variant], final.median_ns)
     found = []
     for final in result.finalists:
-        if not final.ok or not best_ns <= final.median_ns <= best_ns * (1 + SLACK):
+        least = best_ns[finals[final.variant]] if final.ok else 0.0
+        if not final.ok or not least <= final.median_ns <= least * (1 + SLACK):
             continue
         params = family.space.normalise(Variant.parse(final.variant).values)
         module = compile_variant(family, result.precision, params)

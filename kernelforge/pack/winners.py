@@ -10,6 +10,7 @@ from kernelforge.errors import PackError
 from kernelforge.measure.measurement import Measurement
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.signature import Layouts
 
 
 class Verification(Protocol):
@@ -55,9 +56,9 @@ class Winner:
     glsl_sha256: str
 
     @property
-    def key(self) -> tuple[str, str, Problem]:
-        """What the winner is the answer to."""
-        return self.family, self.precision, self.problem
+    def key(self) -> tuple[str, str, Problem, Layouts]:
+        """What the winner is the answer to: a problem, for operands that lie in memory so."""
+        return self.family, self.precision, self.problem, self.module.signature.layouts
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,10 @@ def winner(
 
 
 def choose(candidates: Iterable[Winner], slack: float = 0.0) -> list[Winner]:
-    """The fastest verified candidate of each problem, in the order of (family, problem).
+    """The fastest verified candidate of each problem and layout, in the order of these.
+
+    One for each layout, since a matrix is kept in one layout for all families: which of them that
+    is shows when all are measured, and the runtime chooses when it loads the matrix.
 
     Args:
         candidates: any number per problem; what is not verified is left out.
@@ -114,7 +118,7 @@ def choose(candidates: Iterable[Winner], slack: float = 0.0) -> list[Winner]:
             another problem uses anyway. With 0.03 a bundle usually needs a few modules per
             family, and pipelines to match, at no loss that can be felt.
     """
-    by_problem: dict[tuple[str, str, Problem], dict[str, Winner]] = {}
+    by_problem: dict[tuple[str, str, Problem, Layouts], dict[str, Winner]] = {}
     for candidate in candidates:
         if not candidate.verification.ok:
             continue
@@ -130,7 +134,7 @@ def choose(candidates: Iterable[Winner], slack: float = 0.0) -> list[Winner]:
         }
         for key, variants in by_problem.items()
     }
-    chosen: dict[tuple[str, str, Problem], Winner] = {}
+    chosen: dict[tuple[str, str, Problem, Layouts], Winner] = {}
     # Greedy cover: the variant that serves most open problems first, then the faster one.
     while len(chosen) < len(good):
         served: dict[str, list[Winner]] = {}
@@ -140,4 +144,7 @@ def choose(candidates: Iterable[Winner], slack: float = 0.0) -> list[Winner]:
                     served.setdefault(name, []).append(candidate)
         best = min(served, key=lambda n: (-len(served[n]), sum(c.median_ns for c in served[n]), n))
         chosen.update((candidate.key, candidate) for candidate in served[best])
-    return sorted(chosen.values(), key=lambda w: (*w.key[:2], tuple(sorted(w.problem.items()))))
+    return sorted(
+        chosen.values(),
+        key=lambda w: (*w.key[:2], tuple(sorted(w.problem.items())), w.key[3]),
+    )

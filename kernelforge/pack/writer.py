@@ -59,7 +59,7 @@ def pack(
     Args:
         out_dir: folder of bundles; made if need be.
         device: where the winners were measured, or GENERIC.
-        winners: one per problem; `choose` makes such a list.
+        winners: one per problem and layout; `choose` makes such a list.
         toolchain: what compiled them; default: what is installed here.
         ceilings: measured limits of the device by name, e.g. `read_bandwidth_gbps`.
         merge: keep the entries of an existing bundle for other problems, as long as they were

@@ -25,6 +25,7 @@ from kernelforge.measure.measurer import Measurer
 from kernelforge.measure.supervisor import Supervisor
 from kernelforge.render import render
 from kernelforge.tune.budget import Budget, Deadline, share
+from kernelforge.tune.every_layout import with_every_layout
 from kernelforge.tune.finals import choose, run_finals
 from kernelforge.tune.journal import Journal
 from kernelforge.tune.objective import (
@@ -169,6 +170,7 @@ def tune_problem(
                     f"no variant of {family.name} {precision} gives a right result at {problem} on "
                     f"{device.info.name}: {describe_failures(found)}"
                 )
+            finalists = with_every_layout(family, precision, finalists, search.corrected())
             finals = run_finals(bench, finalists, default, budget.rounds, _finals_s(budget))
         except DeviceLostError as error:
             raise TuneError(f"{error}; run the same command again to go on") from error

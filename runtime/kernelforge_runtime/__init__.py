@@ -11,6 +11,7 @@ from kernelforge_runtime.engine.request import Event, Request
 from kernelforge_runtime.errors import KernelForgeError
 from kernelforge_runtime.models import Model, Reference, load_reference
 from kernelforge_runtime.models import load_model as _load_model
+from kernelforge_runtime.models.loading import OnLoad
 from kernelforge_runtime.state import State
 from kernelforge_runtime.text import Sampling, load_tokenizer
 from kernelforge_runtime.vk import Device, list_devices, open_device
@@ -53,6 +54,7 @@ def load_model(
     weights: str | None = None,
     activations: str = "f32",
     slots: int = 1,
+    progress: OnLoad | None = None,
 ) -> Model:
     """Loads a .pth or .safetensors checkpoint; its version is read from the tensors.
 
@@ -65,15 +67,17 @@ def load_model(
             and a quantised file's own.
         activations: "f32", or "f16" for the residual stream and the inputs of products.
         slots: sequences that one step can advance; see Model.forward_batch.
+        progress: called after each matrix and table on the device with (weights so far, weights
+            of the file, name of the tensor).
 
     Raises:
         KernelForgeError: the file, the device or the bundle cannot serve; one line says why.
     """
     if device is not None:
-        return _load_model(path, device, bundle, weights, activations, slots)
+        return _load_model(path, device, bundle, weights, activations, slots, progress)
     device = open_device()
     try:
-        model = _load_model(path, device, bundle, weights, activations, slots)
+        model = _load_model(path, device, bundle, weights, activations, slots, progress)
     except BaseException:
         device.close()
         raise

@@ -266,6 +266,28 @@ def test_choose_takes_the_fastest_verified_variant() -> None:
     assert choose([]) == []
 
 
+def laid_out(layout: str, **changes: Any) -> Winner:
+    made = candidate(**changes)
+    x, *rest = SIGNATURE.bindings
+    signature = replace(SIGNATURE, bindings=(replace(x, layout=layout), *rest))
+    return replace(made, module=replace(made.module, signature=signature))
+
+
+def test_the_fastest_of_every_layout_is_kept_and_packed(tmp_path: Path) -> None:
+    tiled = [laid_out("N/4 N%4", rows=1, median_ns=20), laid_out("N/4 N%4", rows=2, median_ns=30)]
+    plain = [candidate(rows=3, median_ns=90), candidate(rows=4, median_ns=80)]
+    chosen = choose([*tiled, *plain])
+    assert [(w.module.name[-1], w.module.signature.layouts) for w in chosen] == [
+        ("4", ()),
+        ("1", (("x", "N/4 N%4"),)),
+    ]
+    bundle = open_bundle(pack(tmp_path, DEVICE, chosen, toolchain=TOOLCHAIN), DEVICE)
+    assert [entry.median_ns for entry in bundle.entries] == [80, 20]
+    again = pack(tmp_path, DEVICE, [laid_out("N/4 N%4", median_ns=9)], merge=True,
+                 toolchain=TOOLCHAIN)  # fmt: skip
+    assert [entry.median_ns for entry in open_bundle(again).entries] == [80, 9]
+
+
 def test_choose_shares_modules_within_the_slack() -> None:
     candidates = [
         candidate(1, 100.0, 1),
