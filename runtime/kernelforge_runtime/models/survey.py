@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 
 from kernelforge_runtime.dtypes import F32, QUANTIZED, DType
 from kernelforge_runtime.models.registry import recognise
+from kernelforge_runtime.ops.device_weights import (
+    LayoutsOf,
+    row_major,
+    stack_place,
+    vector_elements,
+)
 from kernelforge_runtime.ops.vocabulary import LazyRows, Part
+from kernelforge_runtime.ops.weight_layout import packed_nbytes
+from kernelforge_runtime.plan.arena import reserved
 from kernelforge_runtime.quantize import BLOCK, K_MULTIPLE, matrix_format, table_format
 from kernelforge_runtime.weights import Checkpoint
 
@@ -36,7 +44,8 @@ class Survey:
     Attributes:
         stacks: of every matrix its parts.
         tables: [V, C] of every embedding table; tables that stay in the file are left out.
-        vectors: elements of what stays float32.
+        min_rows: of every matrix the least rows that it must have.
+        vectors: elements of each tensor that stays float32.
     """
 
     activations = F32
@@ -45,17 +54,19 @@ class Survey:
         file = recognise(checkpoint)
         self.stacks: list[tuple[Multiplied, ...]] = []
         self.tables: list[tuple[int, ...]] = []
-        self.vectors = 0
+        self.min_rows: list[int] = []
+        self.vectors: list[int] = []
         self._handed: dict[str, NDArray[np.float32]] = {}
         shapes = _Shapes(checkpoint, self._handed)
         file.load(self, shapes, file.read_config(checkpoint))  # type: ignore[arg-type]
 
     def vector(self, values: NDArray[np.float32]) -> None:
         """Notes a small tensor."""
-        self.vectors += values.size
+        self.vectors.append(values.size)
 
     def matrix(self, parts: Sequence[Part], min_rows: int = 0) -> None:
         """Notes a stack."""
+        self.min_rows.append(min_rows)
         self.stacks.append(
             tuple(Multiplied(p.name, p.weight.shape, self._is_stored(p)) for p in parts)
         )
@@ -88,7 +99,7 @@ class Survey:
 
     def nbytes(self, weights: DType) -> int:
         """Bytes of the model's weights in a format, scales included, without padding."""
-        total = F32.nbytes(self.vectors)
+        total = F32.nbytes(sum(self.vectors))
         for stack in self.stacks:
             form = matrix_format(weights, _widest(stack))
             elements = sum(int(np.prod(part.shape)) for part in stack)
@@ -96,6 +107,28 @@ class Survey:
             total += form.nbytes(elements) + scales
         form = table_format(weights)
         return total + sum(form.nbytes(int(np.prod(shape))) for shape in self.tables)
+
+    def device_nbytes(
+        self, weights: DType, max_storage_buffer: int, layouts_of: LayoutsOf = row_major
+    ) -> int:
+        """Bytes that a device gives to the weights in a format: scales, padding and alignment too.
+
+        Args:
+            weights: the format.
+            max_storage_buffer: bytes that one binding of the device can show.
+            layouts_of: how matrices are to lie in memory.
+        """
+        pieces = [F32.nbytes(vector_elements(size)) for size in self.vectors]
+        for stack, least in zip(self.stacks, self.min_rows, strict=True):
+            shapes = [part.shape for part in stack]
+            place = stack_place(shapes, least, weights, max_storage_buffer, layouts_of)
+            rows, k, form, layouts = place
+            pieces.append(packed_nbytes(rows, k, form, layouts))
+            if form in QUANTIZED:
+                pieces.append(2 * rows * k // BLOCK)
+        form = table_format(weights)
+        pieces += [form.nbytes(int(np.prod(shape))) for shape in self.tables]
+        return sum(reserved(size) for size in pieces)
 
 
 def _widest(stack: Sequence[Multiplied]) -> int:

@@ -26,6 +26,11 @@ OnUpload = Callable[[str, int], None]
 """Told of every tensor that is on the device: its name, and how many weights it has."""
 
 
+def row_major(form: DType, rows: int, k: int) -> Layouts:
+    """A LayoutsOf that leaves every matrix as it is."""
+    return ROW_MAJOR
+
+
 @dataclass(frozen=True)
 class DeviceVector:
     """A small float32 tensor on the device, padded to a multiple of 32 values."""
@@ -72,7 +77,7 @@ class DeviceWeights:
         self,
         device: Device,
         weights: DType,
-        layouts_of: LayoutsOf = lambda form, rows, k: ROW_MAJOR,
+        layouts_of: LayoutsOf = row_major,
     ) -> None:
         self.format = weights
         self.arena = Arena(device, "weights")
@@ -81,26 +86,19 @@ class DeviceWeights:
 
     def vector(self, values: NDArray[np.float32]) -> DeviceVector:
         """Uploads a small tensor in float32."""
-        padded = np.zeros(_padded(values.size, ROUTE_ROWS), np.float32)  # a bias fills whole blocks
+        padded = np.zeros(vector_elements(values.size), np.float32)
         padded[: values.size] = values.reshape(-1)
         return DeviceVector(self.upload(padded), values.shape)
 
     def matrix(self, parts: Sequence[Part], min_rows: int = 0) -> DeviceMatrix:
         """Packs and uploads a stack of weights."""
-        widest = max(p.weight.shape[1] for p in parts)
-        k, form = _padded(widest, K_MULTIPLE), matrix_format(self.format, widest)
-        places, rows = [], 0
-        for part in parts:
-            places.append((rows, len(part.weight), part.without_weight()))
-            rows += _padded(len(part.weight), ROUTE_ROWS)
-        rows = _padded(max(rows, min_rows), ROUTE_ROWS)
+        shapes = [part.weight.shape for part in parts]
         limit = self.arena.device.info.max_storage_buffer
-        if form.nbytes(rows * k) > limit:
-            # It goes in pages, token by token: every token's row of outputs must be bindable.
-            rows = _padded(rows, ALIGNMENT // 4)
-        # Pages are whole rows, so that what may need them stays row-major.
-        large = form.nbytes(rows * k) * MAX_GROWTH > limit
-        layouts = ROW_MAJOR if large else self.layouts_of(form, rows, k)
+        rows, k, form, layouts = stack_place(shapes, min_rows, self.format, limit, self.layouts_of)
+        places, start = [], 0
+        for part in parts:
+            places.append((start, len(part.weight), part.without_weight()))
+            start += _padded(len(part.weight), ROUTE_ROWS)
         if form in QUANTIZED:
             starts = [row for row, _, _ in places]
             words, scales = self._quantized(parts, starts, rows, k, form)
@@ -141,6 +139,39 @@ class DeviceWeights:
         piece = self.arena.take(data.nbytes)
         piece.upload(data)
         return piece
+
+
+def vector_elements(size: int) -> int:
+    """Elements that a vector of so many takes: a bias fills whole blocks of rows."""
+    return _padded(size, ROUTE_ROWS)
+
+
+def stack_place(
+    shapes: Sequence[tuple[int, ...]],
+    min_rows: int,
+    weights: DType,
+    max_storage_buffer: int,
+    layouts_of: LayoutsOf,
+) -> tuple[int, int, DType, Layouts]:
+    """(rows, k, format, layouts) of a stack of matrices on a device, padding included.
+
+    Args:
+        shapes: [rows, k] of each part.
+        min_rows: the least that there must be.
+        weights: format of the model's weights.
+        max_storage_buffer: bytes that one binding of the device can show.
+        layouts_of: how matrices are to lie in memory.
+    """
+    widest = max(shape[1] for shape in shapes)
+    k, form = _padded(widest, K_MULTIPLE), matrix_format(weights, widest)
+    rows = sum(_padded(shape[0], ROUTE_ROWS) for shape in shapes)
+    rows = _padded(max(rows, min_rows), ROUTE_ROWS)
+    if form.nbytes(rows * k) > max_storage_buffer:
+        # It goes in pages, token by token: every token's row of outputs must be bindable.
+        rows = _padded(rows, ALIGNMENT // 4)
+    # Pages are whole rows, so that what may need them stays row-major.
+    large = form.nbytes(rows * k) * MAX_GROWTH > max_storage_buffer
+    return rows, k, form, ROW_MAJOR if large else layouts_of(form, rows, k)
 
 
 def _padded(count: int, multiple: int) -> int:

@@ -77,13 +77,34 @@ def packed(weight: NDArray[np.generic], form: DType, layouts: Layouts) -> NDArra
     Raises:
         LayoutError: the layout does not fit the matrix.
     """
+    rows, columns = weight.shape
+    target = _target(rows, columns * _per_element(form), form, layouts)
+    if target is None:
+        return weight
+    return transform(weight, Layout.row_major(weight.shape), target)
+
+
+def packed_nbytes(rows: int, k: int, form: DType, layouts: Layouts) -> int:
+    """Bytes of a matrix in its layout, gaps included.
+
+    Raises:
+        LayoutError: the layout does not fit the matrix.
+    """
+    target = _target(rows, k, form, layouts)
+    return form.nbytes(rows * k if target is None else target.cosize * _per_element(form))
+
+
+def _target(rows: int, k: int, form: DType, layouts: Layouts) -> Layout | None:
+    """The layout of what is packed: weights, or words of q8 and nf4; None for row-major."""
     name = dict(layouts).get("weight")
     if name is None:
-        return weight
-    rows, columns = weight.shape
-    per_word = 32 // form.bits if form in QUANTIZED else 1
-    target = Layout.from_name(name, {"M": rows, "K": columns * per_word}).words(1, per_word)
-    return transform(weight, Layout.row_major(weight.shape), target)
+        return None
+    return Layout.from_name(name, {"M": rows, "K": k}).words(1, _per_element(form))
+
+
+def _per_element(form: DType) -> int:
+    """Weights in one element of a packed array."""
+    return 32 // form.bits if form in QUANTIZED else 1
 
 
 def _fits(layouts: Layouts, form: DType, rows: int, k: int) -> bool:

@@ -10,6 +10,11 @@ ALIGNMENT = 256
 BLOCK_BYTES = 64 << 20
 
 
+def reserved(nbytes: int) -> int:
+    """Bytes that an arena reserves for so many."""
+    return -(-max(nbytes, 16) // ALIGNMENT) * ALIGNMENT
+
+
 class Arena:
     """Hands out slices of large buffers, one behind the other; all are released together.
 
@@ -25,7 +30,7 @@ class Arena:
 
     def take(self, nbytes: int, zero: bool = False) -> BufferSlice:
         """A slice of `nbytes` bytes, aligned to 256, filled with zeros when asked for."""
-        size = -(-max(nbytes, 16) // ALIGNMENT) * ALIGNMENT
+        size = reserved(nbytes)
         if size > self.block_bytes:
             whole = self.device.buffer(size, self.name)
             self._blocks.append(whole)
