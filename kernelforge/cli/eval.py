@@ -4,6 +4,8 @@
   kernelforge eval arithmetic MODEL   add and subtract numbers
   kernelforge eval count MODEL        count up
   kernelforge eval MODEL --text FILE  bits per byte and perplexity of a text
+  kernelforge eval MODEL --text FILE --weights f16,q8,nf4
+                                      the same in each format, and the memory of the weights
 
 Every symbol of an answer is predicted from the true ones before it, as the author of these models
 scores them. Without --count and --digits the problems are as many and of the lengths that he
@@ -15,12 +17,13 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kernelforge.cli import options
+from kernelforge.cli.evaluation.formats import HEADS, documents, rows, score_formats
 from kernelforge.cli.evaluation.scoring import Result, evaluate, marks
 from kernelforge.cli.evaluation.tasks import MOST_DIGITS, TASKS, Sample, Task
 from kernelforge.cli.evaluation.text import score_text
@@ -29,6 +32,7 @@ from kernelforge.cli.output import Output
 from kernelforge_runtime.bundle import KernelSet
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models import Model, Reference, load_model, load_reference
+from kernelforge_runtime.models.formats import weight_format
 from kernelforge_runtime.text import load_tokenizer
 from kernelforge_runtime.vk import open_device
 
@@ -73,7 +77,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: the best)",
     )
     options.add(parser, "bundle")
-    options.add(parser, "weights", default=None, help=options.LOADED_WEIGHTS)
+    options.add(
+        parser,
+        "weights",
+        default=None,
+        help=f"{options.LOADED_WEIGHTS}; several with commas are compared on --text",
+    )
     options.add(parser, "activations", "threads")
     parser.add_argument(
         "--tokenizer",
@@ -90,8 +99,14 @@ def run(args: argparse.Namespace) -> int:
     if args.text is not None and (args.count or args.digits or args.batch or args.free):
         raise UsageError("--count, --digits, --batch and --free are of the tasks, not of --text")
     output = Output(args)
+    formats = args.weights.split(",") if args.weights else []
+    if len(formats) > 1:
+        if args.text is None:
+            raise UsageError(f"--weights {args.weights}: several formats are compared on --text")
+        _formats(args, output, formats)
+        return 0
     batch = 1 if args.text is not None else args.batch or (1 if args.device == CPU else BATCH)
-    with _loaded(args, batch) as model:
+    with _loader(args, batch) as load, load(args.weights) as model:
         about = {
             "model": args.model,
             "version": model.config.version,
@@ -226,18 +241,32 @@ def _digits(text: str) -> tuple[int, int]:
     return first, last
 
 
+def _formats(args: argparse.Namespace, output: Output, formats: Sequence[str]) -> None:
+    for name in formats:
+        weight_format(name)  # said before any model is loaded
+    with _loader(args, 1) as load:
+        found = score_formats(
+            args.model,
+            load,
+            formats,
+            lambda vocabulary: load_tokenizer(args.tokenizer, vocabulary),
+            Path(args.text).read_bytes(),
+        )
+    output.table([*HEADS], rows(found))
+    output.document({"text": args.text, "model": args.model, "formats": documents(found)})
+
+
 @contextmanager
-def _loaded(args: argparse.Namespace, slots: int) -> Iterator[Model | Reference]:
+def _loader(
+    args: argparse.Namespace, slots: int
+) -> Iterator[Callable[[str | None], Model | Reference]]:
+    """Gives what loads the model in a weight format; whoever calls it closes the model."""
     if args.device == CPU:
         if args.bundle:
             raise UsageError("--device cpu runs in NumPy: it has no --bundle")
-        with load_reference(
-            args.model,
-            weights=args.weights,
-            activations=args.activations,
-            threads=args.threads,
-        ) as reference:
-            yield reference
+        yield lambda weights: load_reference(
+            args.model, weights=weights, activations=args.activations, threads=args.threads
+        )
         return
     if args.threads:
         raise UsageError("--threads is of --device cpu")
@@ -245,7 +274,6 @@ def _loaded(args: argparse.Namespace, slots: int) -> Iterator[Model | Reference]
         raise ModelError(f"{args.model}: no such file: check the path")
     with open_device(args.device) as device:
         kernels = KernelSet.open(device.info, args.bundle)
-        with load_model(
-            args.model, device, kernels, args.weights, args.activations, slots
-        ) as model:
-            yield model
+        yield lambda weights: load_model(
+            args.model, device, kernels, weights, args.activations, slots
+        )

@@ -1,5 +1,6 @@
 """q8 and nf4 models: what they lose, what they take, and that every path computes the same."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 
 import kernelforge_runtime as kf
 from kernelforge.cli.evaluation.text import score_text
+from kernelforge.cli.main import main
 from kernelforge.convert import convert_checkpoint
 from kernelforge.families import load_families
 from kernelforge_runtime.bundle import KernelSet
@@ -253,3 +255,26 @@ def test_a_device_takes_as_much_memory_as_computed(version, weights, llvmpipe, t
         pytest.skip(f"no kernels: {error}")
     assert held == survey.device_nbytes(form, llvmpipe.info.max_storage_buffer)
     assert held >= survey.nbytes(form)
+
+
+@pytest.mark.vulkan
+def test_eval_compares_formats_on_a_device_and_their_memory_is_as_computed(
+    llvmpipe, tmp_path, capsys
+):
+    if DEMO is None:
+        pytest.skip("no demonstration model in runtime/demo")
+    missing = [str(form) for form in (Q8, NF4) if not has_kernels(llvmpipe, form)]
+    if missing:
+        pytest.skip(f"the bundles for {llvmpipe.info.name} have no {missing} matrix products")
+    text = tmp_path / "text.txt"
+    text.write_bytes((DEMO.parent / "heldout.txt").read_bytes()[:HELD_OUT_BYTES])
+    asked = [str(DEMO), "--text", str(text), "--device", llvmpipe.info.name, "--json"]
+    assert main(["eval", *asked, "--weights", "f16,q8,nf4"]) == 0
+    f16, q8, nf4 = json.loads(capsys.readouterr().out)["formats"]
+    assert f16["worse_percent"] == 0
+    for one in (q8, nf4):
+        assert one["worse_percent"] <= LIMIT_PERCENT[one["weights"]], one
+        assert one["perplexity"] != f16["perplexity"]
+    for one in (f16, q8, nf4):
+        assert one["weight_bytes"] == one["computed_weight_bytes"]
+    assert nf4["weight_bytes"] < q8["weight_bytes"] < f16["weight_bytes"]

@@ -190,6 +190,21 @@ def test_a_model_that_prefers_nothing_needs_eight_bits_per_byte(tmp_path, capsys
     assert abs(found["perplexity"] - 256) < 1e-3
 
 
+def test_formats_are_compared_with_the_first_one(tmp_path, capsys):
+    path = random_rosa_lm(tmp_path / "model.safetensors", vocab=256)
+    text = tmp_path / "text.txt"
+    text.write_bytes(bytes(range(32, 122)))
+    found = told(capsys, path, "--text", text, "--device", "cpu", "--weights", "q8,f32")
+    first, second = found["formats"]
+    assert (first["weights"], second["weights"]) == ("q8", "f32")
+    assert first["worse_percent"] == 0
+    change = 100 * (second["perplexity"] / first["perplexity"] - 1)
+    assert abs(second["worse_percent"] - change) < 1e-9
+    assert first["weight_bytes"] < second["weight_bytes"]
+    alone = told(capsys, path, "--text", text, "--device", "cpu", "--weights", "f32")
+    assert second["perplexity"] == alone["perplexity"]
+
+
 # What is asked wrongly
 
 
@@ -203,6 +218,7 @@ def test_a_model_that_prefers_nothing_needs_eight_bits_per_byte(tmp_path, capsys
         ["reverse", "--count", "0"],
         ["--text", "t", "--digits", "1-5"],
         ["reverse", "--device", "cpu", "--bundle", "b"],
+        ["reverse", "--weights", "f16,q8"],
     ],
 )
 def test_wrong_options_are_a_usage_error(tmp_path, arguments, capsys):
@@ -215,6 +231,15 @@ def test_a_model_of_another_vocabulary_is_refused_in_one_line(tmp_path, capsys):
     assert main(["eval", "reverse", str(path), "--device", "cpu"]) == 1
     line = capsys.readouterr().err
     assert "0123456789,#" in line
+    assert line.count("\n") == 1
+
+
+def test_an_unknown_format_among_several_is_named_in_one_line(tmp_path, capsys):
+    path = random_rosa_counting(tmp_path / "model.safetensors")
+    asked = [str(path), "--text", str(path), "--device", "cpu", "--weights", "f32,q9"]
+    assert main(["eval", *asked]) == 1
+    line = capsys.readouterr().err
+    assert "'q9'" in line
     assert line.count("\n") == 1
 
 
