@@ -36,14 +36,21 @@ WKV7 = KernelFamily(
         Choice("WORKGROUP", (4, 8, 16, 32, 64, 128), default=64),
         Choice("LANES", (1, 2, 4, 8, 16), default=1),
         Choice("ROWS", (1, 2, 4, 8, 16), default=1),
+        Choice("STAGE", (0, 1, 4, 16), default=0),
         ADDRESS,
         *row_constraints(),
         Constraint(
+            "the stage fits the shared memory",
+            lambda p, d: 20 * p["STAGE"] * p["HEAD"] <= d.max_shared_memory,
+        ),
+        # Beside barriers checked access multiplies what llvmpipe takes to compile.
+        Constraint("through descriptors no stage", lambda p, d: p["ADDRESS"] or not p["STAGE"]),
+        # Checked access through descriptors doubles the code, and the compile time more; so do
+        # barriers: one row of 64 keys with a stage takes llvmpipe half a minute.
+        Constraint(
             "the state fits the registers",
             lambda p, d: (
-                kept(p)
-                # Checked access through descriptors doubles the code, and the compile time more.
-                <= (MAX_STATE_FLOATS if p["ADDRESS"] else MAX_STATE_FLOATS // 2)
+                kept(p) <= MAX_STATE_FLOATS // (4 if p["STAGE"] else 1 if p["ADDRESS"] else 2)
             ),
         ),
     ),

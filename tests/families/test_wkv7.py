@@ -15,6 +15,8 @@ SHAPES = (
     {"WORKGROUP": 64, "LANES": 4, "ROWS": 1},
     {"WORKGROUP": 8, "LANES": 8, "ROWS": 4},
     {"WORKGROUP": 4, "LANES": 4, "ROWS": 4, "ADDRESS": True},
+    {"WORKGROUP": 8, "LANES": 4, "ROWS": 2, "ADDRESS": True, "STAGE": 4},
+    {"WORKGROUP": 8, "LANES": 1, "ROWS": 1, "ADDRESS": True, "STAGE": 1},
 )
 NOBODY = 2**32 - 1
 R, W, K, V, A, B = range(6)
@@ -66,7 +68,7 @@ def test_a_chunk_is_the_same_as_its_tokens_one_by_one(device, rng):
     problem, one = Problem(T=11, H=2, N=64, B=1), Problem(T=1, H=2, N=64, B=1)
     given = WKV7.inputs(problem, F32, rng)
     given["segment"] = whole(11)
-    for params in variants(WKV7, F32, device, problem, *SHAPES[:2]):
+    for params in variants(WKV7, F32, device, problem, *SHAPES[:2], *SHAPES[4:]):
         chunk = run(device, WKV7, F32, params, problem, given)
         state, rows = given["state"], []
         for t in range(11):
@@ -112,7 +114,7 @@ def test_the_ends_of_the_decay_s_range_are_right(device, rng, decay):
     given = WKV7.inputs(problem, F32, rng)
     given["in_s"][W] = decay
     expected = WKV7.oracle(problem, F32, given, {})
-    for params in variants(WKV7, F32, device, problem, *SHAPES[:3]):
+    for params in variants(WKV7, F32, device, problem, *SHAPES[:3], SHAPES[4]):
         assert_close(
             WKV7, problem, run(device, WKV7, F32, params, problem, given), expected, params
         )
