@@ -15,12 +15,19 @@ from kernelforge.errors import CompileError
 from kernelforge.family import KernelFamily
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.module import ShaderModule
-from kernelforge_runtime.abi.spirv import Reflection, check_module
+from kernelforge_runtime.abi.spirv import Reflection, check_module, reflect
 from kernelforge_runtime.errors import SpirvError
 
-FEATURE_EXTENSIONS = {"cooperative_matrix": "GL_KHR_cooperative_matrix"}
+FEATURE_EXTENSIONS = {
+    "cooperative_matrix": "GL_KHR_cooperative_matrix",
+    **dict.fromkeys(
+        ("matrix_elements", "matrix_flexible", "matrix_tensors", "matrix_workgroup"),
+        "GL_NV_cooperative_matrix2",
+    ),
+}
 """The GLSL extension by which kernels use a device's feature, where compilers in use lack it."""
-_TARGET = "vulkan1.2"
+_TARGETS = {(1, 6): "vulkan1.3"}
+"""By the version of SPIR-V; Vulkan 1.2 for those before."""
 _EXTENSION = re.compile(r"^#extension +(GL_\w+) *: *require", re.MULTILINE)
 
 
@@ -74,10 +81,11 @@ def validate(module: ShaderModule) -> bool:
     path = shutil.which("spirv-val")
     if path is None:
         return False
+    target = _TARGETS.get(reflect(module.spirv).version, "vulkan1.2")
     with tempfile.NamedTemporaryFile(suffix=".spv", prefix="kernelforge-") as file:
         Path(file.name).write_bytes(module.spirv)
         result = subprocess.run(
-            [path, "--target-env", _TARGET, file.name],
+            [path, "--target-env", target, file.name],
             capture_output=True,
             text=True,
             errors="replace",

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 FLAGS = ("--target-env", "vulkan1.2", "-V", "-g0", "-S", "comp")
 """Debug information is left out, so that SPIR-V depends on nothing but the code."""
+NEEDS_SPIRV_16 = ("GL_NV_cooperative_matrix2",)
+"""Extensions that the SPIR-V of Vulkan 1.2 cannot have; devices with them have Vulkan 1.3."""
 TIME_LIMIT_S = 120.0
 
 _NAMES = ("glslangValidator", "glslang")
@@ -91,7 +93,8 @@ def compile_glsl(
     with tempfile.TemporaryDirectory(prefix="kernelforge-") as folder:
         # Bare file names with the folder as working directory: no path can look like `FILE:LINE:`.
         Path(folder, "kernel.comp").write_text(glsl, encoding="utf-8")
-        command = [compiler.path, *FLAGS, "-o", "kernel.spv", "kernel.comp"]
+        newer = ("--target-env", "spirv1.6") if any(e in glsl for e in NEEDS_SPIRV_16) else ()
+        command = [compiler.path, *FLAGS, *newer, "-o", "kernel.spv", "kernel.comp"]
         result = _run(command, folder, TIME_LIMIT_S)
         output = Path(folder, "kernel.spv")
         if result.returncode == 0 and output.is_file():

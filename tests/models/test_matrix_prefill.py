@@ -24,6 +24,7 @@ from tests.models.checkpoints import random_rwkv7
 pytestmark = [pytest.mark.vulkan, pytest.mark.glslang]
 
 TOKENS = list(range(40))
+FLEXIBLE = "gemm_coop2"
 MATRICES = "gemm_coop"
 
 
@@ -68,15 +69,17 @@ def timed(device: Device, family_name: str, precision: str, problem: Problem, ns
     )  # fmt: skip
 
 
-def measured(device: Device, precision: str, matrices_ns: int, folder: Path) -> KernelSet:
+def measured(
+    device: Device, precision: str, matrices_ns: int, folder: Path, matrices: str = MATRICES
+) -> KernelSet:
     """Kernels as after tuning: gemm took 1000 ns, matrices the time given."""
     problem = Problem(M=128, K=128, S=1, T=64, X=16, Y=16)
     try:
         both = [
             timed(device, "gemm", precision, problem, 1000),
-            timed(device, MATRICES, precision, problem, matrices_ns),
+            timed(device, matrices, precision, problem, matrices_ns),
             timed(device, "gemm", precision, Problem(**{**problem, "Y": 32}), 1000),
-            timed(device, MATRICES, precision, Problem(**{**problem, "Y": 32}), matrices_ns),
+            timed(device, matrices, precision, Problem(**{**problem, "Y": 32}), matrices_ns),
         ]
     except SpaceError as error:
         pytest.skip(f"no cooperative matrices here: {error}")
@@ -110,3 +113,13 @@ def test_a_prompt_in_float32_stays_without_matrices_bit_for_bit(
 def test_matrices_that_were_slower_are_not_used(path: Path, device: Device, tmp_path: Path) -> None:
     kernels = measured(device, "f16", 2000, tmp_path)
     assert prompt(path, device, kernels, "f16", "f16").products == {"gemm"}
+
+
+def test_flexible_matrices_do_a_prompt_where_they_are_faster_still(
+    path: Path, device: Device, tmp_path: Path
+) -> None:
+    kernels = measured(device, "f16", 500, tmp_path, FLEXIBLE)
+    found = prompt(path, device, kernels, "f16", "f16")
+    plain = prompt(path, device, generic(device.info), "f16", "f16")
+    assert FLEXIBLE in found.products
+    np.testing.assert_allclose(found.logits, plain.logits, atol=0.01)

@@ -21,9 +21,9 @@ from kernelforge_runtime.errors import (
     SpirvError,
 )
 from kernelforge_runtime.plan import Dispatch, Plan
-from kernelforge_runtime.vk import list_devices, open_device
+from kernelforge_runtime.vk import flexible, list_devices, open_device
 from kernelforge_runtime.vk.device import _choose
-from kernelforge_runtime.vk.loader import check
+from kernelforge_runtime.vk.loader import api, check
 from tests.conftest import ROOT
 from tests.runtime.kernels import WORDS, N, kernel, plus_one
 
@@ -196,3 +196,15 @@ def test_spirv_that_disagrees_with_its_signature_never_reaches_the_driver(device
 
 def test_a_pipeline_is_made_once_per_module(device):
     assert device.pipeline(plus_one()) is device.pipeline(plus_one())
+
+
+def test_words_of_an_unknown_structure_stand_behind_type_and_chain():
+    ffi = api()[0]
+    following = ffi.new("uint64_t*")
+    chosen = flexible.enabling(
+        ffi, frozenset({"matrix_flexible", "matrix_tensors", "int8"}), following
+    )
+    assert chosen.values == [0, 1, 0, 0, 0, 1, 0]
+    head = ffi.cast("uint64_t*", chosen.pointer)
+    assert ffi.cast("uint32_t*", chosen.pointer)[0] == 1000593000
+    assert head[1] == int(ffi.cast("uintptr_t", following))

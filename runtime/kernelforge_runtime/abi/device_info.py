@@ -12,6 +12,10 @@ FEATURES = (
     "float16",
     "int64",
     "int8",
+    "matrix_elements",
+    "matrix_flexible",
+    "matrix_tensors",
+    "matrix_workgroup",
     "storage16",
     "storage8",
     "subgroup_arithmetic",
@@ -24,6 +28,12 @@ FEATURES = (
 
 CooperativeShape = tuple[int, int, int, str, str, str, str]
 """Cooperative matrices D = A B + C of a subgroup: m, n, k, and the element types of A, B, C, D."""
+
+
+_TABLES = ("cooperative_shapes", "flexible_matrices")
+FlexibleMatrix = tuple[int, int, int, str, str, str, str, str, int, int]
+"""Cooperative matrices of any multiple of a size: m, n, k, the element types of A, B, C, D, whose
+they are ("subgroup" or "workgroup"), invocations of such a workgroup, and the largest size."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class DeviceInfo:
     memory_bytes: int
     features: frozenset[str]
     cooperative_shapes: tuple[CooperativeShape, ...] = ()
+    flexible_matrices: tuple[FlexibleMatrix, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -71,17 +82,18 @@ class DeviceInfo:
         for key, value in data.items():
             if isinstance(value, tuple):
                 data[key] = list(value)
-        data["cooperative_shapes"] = [list(shape) for shape in self.cooperative_shapes]
+        for name in _TABLES:
+            data[name] = [list(shape) for shape in getattr(self, name)]
         return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DeviceInfo:
         """Reads what `to_json` wrote; KeyError or TypeError for a wrong form.
 
-        Cooperative shapes may be missing: they were not always written.
+        The tables of matrices may be missing: they were not always written.
         """
-        shapes = data.get("cooperative_shapes", [])
-        data = {**data, "cooperative_shapes": [tuple(shape) for shape in shapes]}
+        tables = {name: [tuple(shape) for shape in data.get(name, [])] for name in _TABLES}
+        data = {**data, **tables}
         known = {f.name: data[f.name] for f in fields(cls)}
         for key, value in known.items():
             if isinstance(value, list):

@@ -40,8 +40,9 @@ _GL_COMPUTE = 5
 _MAX_TYPE_BYTES = 2**40
 _VARIABLE = 59
 _FUNCTIONS = 9  # the last section of the logical layout
-# void, matrix, image, sampler, sampled image, function, cooperative matrix: known, without a size
-_OPAQUE_TYPES = frozenset({19, 24, 25, 26, 27, 33, 4456})
+# void, matrix, image, sampler, sampled image, function, cooperative matrix, tensor layout and view:
+# known, without a size
+_OPAQUE_TYPES = frozenset({19, 24, 25, 26, 27, 33, 4456, 5370, 5371})
 
 
 @dataclass

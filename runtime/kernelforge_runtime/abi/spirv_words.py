@@ -29,6 +29,9 @@ CAPABILITIES: dict[int, tuple[str, str]] = {
     4433: ("StorageBuffer16BitAccess", "storage16"),
     4448: ("StorageBuffer8BitAccess", "storage8"),
     5345: ("VulkanMemoryModel", "cooperative_matrix"),
+    5432: ("CooperativeMatrixPerElementOperationsNV", "matrix_elements"),
+    5433: ("CooperativeMatrixTensorAddressingNV", "matrix_tensors"),
+    5439: ("TensorAddressingNV", "matrix_tensors"),
     5347: ("PhysicalStorageBufferAddresses", "buffer_device_address"),
     6022: ("CooperativeMatrixKHR", "cooperative_matrix"),
 }
@@ -43,6 +46,8 @@ EXTENSIONS = frozenset(
         "SPV_KHR_physical_storage_buffer",
         "SPV_KHR_storage_buffer_storage_class",
         "SPV_KHR_vulkan_memory_model",
+        "SPV_NV_cooperative_matrix2",
+        "SPV_NV_tensor_addressing",
     }
 )
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.errors import DeviceError
+from kernelforge_runtime.vk import flexible
 from kernelforge_runtime.vk.buffer import Buffer
 from kernelforge_runtime.vk.loader import Instance, check
 from kernelforge_runtime.vk.physical import (
@@ -105,6 +106,10 @@ class Device:
         features = ffi.new("VkPhysicalDeviceFeatures2*")
         features.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2
         features.pNext = matrices if "cooperative_matrix" in offered else v11
+        if offered & {*flexible.FEATURES}:
+            extensions.append(ffi.new("char[]", flexible.EXTENSION.encode()))
+            chosen = flexible.enabling(ffi, offered, features.pNext)
+            features.pNext = chosen.pointer
         features.features.shaderInt64 = "int64" in offered
         if "VK_KHR_portability_subset" in self.physical.extensions:
             extensions.append(ffi.new("char[]", b"VK_KHR_portability_subset"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernelforge_runtime.abi.device_info import CooperativeShape, DeviceInfo
+from kernelforge_runtime.abi.device_info import CooperativeShape, DeviceInfo, FlexibleMatrix
+from kernelforge_runtime.vk import flexible
 from kernelforge_runtime.vk.loader import Instance, check
 
 _TYPES = {0: "other", 1: "integrated", 2: "discrete", 3: "virtual", 4: "cpu"}
@@ -107,8 +108,12 @@ class PhysicalDevice:
             operations = int(subgroup.supportedOperations)
             features |= {n for n, bits in _SUBGROUP_BITS.items() if operations & bits == bits}
         shapes = self._cooperative_shapes() if "cooperative_matrix" in features else ()
+        matrices: tuple[FlexibleMatrix, ...] = ()
         if not shapes:
             features.discard("cooperative_matrix")
+        elif flexible.EXTENSION in self.extensions:
+            features |= flexible.features(self._instance, self.handle)
+            matrices = flexible.matrices(self._instance, self.handle, _COMPONENTS)
         stages = int(size_control.requiredSubgroupSizeStages) if controlled else 0
         if not stages & _COMPUTE_STAGE:
             features.discard("subgroup_size_control")
@@ -138,6 +143,7 @@ class PhysicalDevice:
             memory_bytes=memory_bytes,
             features=frozenset(features),
             cooperative_shapes=shapes,
+            flexible_matrices=matrices,
         )
 
     def _features(self, version: int) -> list[str]:
