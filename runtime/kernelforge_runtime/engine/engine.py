@@ -22,6 +22,7 @@ from kernelforge_runtime.engine.packing import pack
 from kernelforge_runtime.engine.request import Event, Reason, Request, Terms
 from kernelforge_runtime.errors import ModelError, RequestError, TokenizerError
 from kernelforge_runtime.models import Model, Reference
+from kernelforge_runtime.models.device_choice import can_choose
 from kernelforge_runtime.models.step_size import BUCKETS
 from kernelforge_runtime.models.tokens import check_tokens
 from kernelforge_runtime.state import State
@@ -43,6 +44,7 @@ class Engine:
         active: requests that have a slot.
         waiting: requests that have none yet, the next one first.
         steps: steps run so far.
+        on_device: whether the device chooses tokens where it can.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Engine:
         chunk: int = max(BUCKETS),
         tokenizer: Tokenizer | None = None,
         longest_prompt: int = LONGEST_PROMPT,
+        on_device: bool | None = None,
     ) -> None:
         """An engine without requests.
 
@@ -62,6 +65,8 @@ class Engine:
             tokenizer: picked by the vocabulary's size where None; where none fits, prompts are ids
                 and there is no text.
             longest_prompt: tokens that a prompt may have.
+            on_device: whether the device chooses tokens, so that no logits are read back; where
+                None it does if it is not the CPU itself and its bundles have the kernel.
 
         Raises:
             RequestError: slots or chunk are not possible with this model.
@@ -79,6 +84,7 @@ class Engine:
                 f"steps of {chunk} tokens for {self.slots} slots: take {self.slots} to "
                 f"{max(BUCKETS)}, so that every slot has its token"
             )
+        self.on_device = self._chooses(on_device)
         self._no_tokenizer = ""
         self.tokenizer: Tokenizer | None = tokenizer
         try:
@@ -227,17 +233,36 @@ class Engine:
         pieces = [request.pending[:count] for request, count in parts]
         states = [request.state for request, _ in parts if request.state is not None]
         ready = [request for request, count in parts if count == len(request.pending)]
-        wanted = [r for r in ready if r.terms.max_tokens]
-        logits = self.model.advance(pieces, states, len(ready) if wanted else 0)
+        choices = [r.choice() if self.on_device else None for r in ready]
+        tokens: NDArray[np.uint32] | None = None
+        logits: NDArray[np.float32] | None
+        if any(choices):
+            assert isinstance(self.model, Model)
+            tokens, logits = self.model.choose(pieces, states, choices)
+        else:
+            read = any(r.terms.max_tokens for r in ready)
+            logits = self.model.advance(pieces, states, len(ready) if read else 0)
         self.steps += 1
         for request, count in parts:
             request.pending = request.pending[count:]
         for row, request in enumerate(ready):
-            if request.terms.max_tokens:
-                self._tell(request.choose(logits[row]))
-            else:
+            if not request.terms.max_tokens:
                 self._end(request, "length")
+            elif tokens is not None and choices[row] is not None:
+                self._tell(request.chosen(int(tokens[row])))
+            else:
+                assert logits is not None
+                self._tell(request.choose(logits[row]))
         self.active = [r for r in self.active if r.reason is None]
+
+    def _chooses(self, asked: bool | None) -> bool:
+        model = self.model
+        able = isinstance(model, Model) and can_choose(model.kernels, model.config.vocab)
+        if asked and not able:
+            raise RequestError("tokens chosen on the device: its bundles have no kernel `sample`")
+        if asked is None:
+            return able and isinstance(model, Model) and model.device.info.device_type != "cpu"
+        return asked
 
     def _end(self, request: Request, reason: Reason) -> None:
         self._tell(request.end(reason))

@@ -9,7 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelforge_runtime.abi.sampling import NO_TOKEN
 from kernelforge_runtime.errors import ModelError
+from kernelforge_runtime.models.device_choice import MOST_PENALTIES, Choice
 from kernelforge_runtime.state import State
 from kernelforge_runtime.text import Sampler, Sampling, StopStrings, StreamDecoder, Tokenizer
 from kernelforge_runtime.text.draws import uniform
@@ -112,6 +114,28 @@ class Request:
         except ModelError as error:
             return self.end("error", str(error))
         return self.take(token, logits)
+
+    def choice(self) -> Choice | None:
+        """How a device is to choose the next token; None where the host has to."""
+        sampling, penalties = self.terms.sampling, self.sampler.penalties
+        if self.terms.logits or len(penalties) > MOST_PENALTIES:
+            return None
+        return Choice(
+            sampling.takes_largest,
+            sampling.temperature,
+            sampling.top_p,
+            sampling.top_k,
+            sampling.seed or 0,
+            len(self.tokens),
+            penalties,
+        )
+
+    def chosen(self, token: int) -> Event:
+        """Goes on with what a device chose."""
+        if token == NO_TOKEN:
+            return self.end("error", "the largest logit is not finite: the state is damaged")
+        self.sampler.accept(token)
+        return self.take(token)
 
     def take(self, token: int, logits: NDArray[np.float32] | None = None) -> Event:
         """Goes on with a chosen token, which the sampler has counted."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kernelforge_runtime.bundle.select import KernelSet
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models.base import ModelConfig
+from kernelforge_runtime.models.device_choice import Choice, ChoiceBuffers
 from kernelforge_runtime.models.formats import (
     activation_format,
     usual_weights,
@@ -81,6 +82,7 @@ class Model(PlannedSteps):
         self._ops = VulkanOps(device, kernels, self.weights, self.activations)
         self._steps: dict[tuple[StepSize, Output], Step] = {}
         self._buffers: StepBuffers | None = None
+        self._choices: ChoiceBuffers | None = None
         if progress is not None:
             self._ops.store.on_upload = counting(checkpoint, progress)
         self.wait_ns = 0
@@ -215,6 +217,23 @@ class Model(PlannedSteps):
         step = self._advance(pieces, states, "last")
         return self._logits(step, outputs) if outputs else np.empty((0, self.config.vocab), "f4")
 
+    def choose(
+        self,
+        pieces: Sequence[NDArray[np.uint32]],
+        states: Sequence[State],
+        choices: Sequence[Choice | None],
+    ) -> tuple[NDArray[np.uint32], NDArray[np.float32] | None]:
+        """As `advance`, and the device chooses: (tokens of the first sequences, their logits).
+
+        Logits [len(choices), V] are read back only where one is None: its row is untouched.
+        """
+        if self._choices is None:
+            self._choices = ChoiceBuffers(self.device, self.slots)
+        self._choices.tell(choices)
+        step = self._advance(pieces, states, "choice")
+        logits = self._logits(step, len(choices)) if None in choices else None
+        return self._choices.answers(len(choices)), logits
+
     def greedy(self, token: int, state: State) -> int:
         """Runs one token; the id of the largest logit, chosen on the device."""
         if not 0 <= token < self.config.vocab:  # a NumPy check costs more than the step's Python
@@ -279,6 +298,10 @@ class Model(PlannedSteps):
         logits: Temporary = self._file.step(self._ops, self._weights, output == "full")
         if output == "greedy":
             self._ops.argmax(logits, self.config.vocab, self._buffers.token)
+        if output == "choice":
+            assert self._choices is not None
+            made = self._choices
+            self._ops.sample(logits, self.config.vocab, made.choice, made.penalty, made.token)
         builder = self._ops.finish()
         logits.last = len(builder.calls)  # read after the step: nothing may overwrite it
         return builder, logits
@@ -333,6 +356,8 @@ class Model(PlannedSteps):
         if self._buffers is not None:
             self._buffers.close()
             self._buffers = None
+        if self._choices is not None:
+            self._choices.close()
         if self.owns_device:
             self.device.close()
 

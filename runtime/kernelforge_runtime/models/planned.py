@@ -13,7 +13,7 @@ from kernelforge_runtime.models.step_size import BUCKETS
 from kernelforge_runtime.ops.builder import Call, PlanBuilder, Temporary
 from kernelforge_runtime.ops.vulkan_step import StepSize
 
-Output = Literal["last", "full", "greedy"]
+Output = Literal["last", "full", "greedy", "choice"]
 
 
 class PlannedSteps:

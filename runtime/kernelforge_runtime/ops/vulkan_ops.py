@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.sampling import CHOICE_WORDS
 from kernelforge_runtime.bundle.select import KernelSet
 from kernelforge_runtime.dtypes import F32, DType
 from kernelforge_runtime.ops.builder import Temporary
@@ -177,6 +178,18 @@ class VulkanOps(Products, Fusions, Rosa):
     def argmax(self, logits: Temporary, vocab: int, out_token: Buffer) -> None:
         """The index of the largest of the first `vocab` logits of one sequence."""
         self._call("argmax", Problem(V=vocab), {"in_x": logits, "out_token": out_token})
+
+    def sample(
+        self, logits: Temporary, vocab: int, choice: Buffer, penalty: Buffer, out_token: Buffer
+    ) -> None:
+        """A token of every sequence, as `choice` and `penalty` tell (see abi/sampling)."""
+        rows, width = logits.shape
+        room = penalty.nbytes // (choice.nbytes // (4 * CHOICE_WORDS)) // 8
+        self._call(
+            "sample",
+            Problem(V=vocab, M=width, B=rows, H=room),
+            {"logits": logits, "choice": choice, "penalty": penalty, "out_token": out_token},
+        )
 
     def close(self) -> None:
         """Releases weights, state and the hosts' rows."""

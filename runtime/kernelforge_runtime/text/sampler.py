@@ -105,6 +105,12 @@ class Sampler:
         """Token -> decayed count, for every token chosen so far."""
         return {token: float(self._counts[place]) for token, place in self._places.items()}
 
+    @property
+    def penalties(self) -> dict[int, float]:
+        """Token -> what is subtracted from its logit, for every token chosen so far."""
+        presence, frequency = self.sampling.presence or 0.0, self.sampling.frequency or 0.0
+        return {token: presence + n * frequency for token, n in self.counts.items()}
+
     def choose(self, logits: NDArray[np.float32]) -> int:
         """The next token; it is counted. `logits` is left as it is.
 
