@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,19 @@ from kernelforge_runtime.errors import DeviceError  # noqa: E402
 from kernelforge_runtime.vk import open_device  # noqa: E402
 from kernelforge_runtime.vk.device import VALIDATION_MESSAGES  # noqa: E402
 from tests.families.tally import TALLY, table  # noqa: E402
+
+PLACE = "KERNELFORGE_TEST_PLACE"
+"""Where all processes of a run keep what each of them would else build anew."""
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # the first process, before it starts the others
+        os.environ[PLACE] = tempfile.mkdtemp(prefix="kernelforge-test-")
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput") and PLACE in os.environ:
+        shutil.rmtree(os.environ.pop(PLACE), ignore_errors=True)
 
 
 def pytest_addoption(parser):

@@ -1,6 +1,7 @@
 """Runs the command line as its users do: in a process of its own."""
 
 import atexit
+import fcntl
 import os
 import subprocess
 import sys
@@ -65,12 +66,14 @@ def workplace() -> Workplace:
     """Made once per test run; skips where there is no device or no compiler."""
     need_device()
     need_compiler()
-    keeper = tempfile.TemporaryDirectory(prefix="kernelforge-test-")
-    atexit.register(keeper.cleanup)
-    folder = Path(keeper.name)
+    folder = Path(os.environ["KERNELFORGE_TEST_PLACE"])
     tuned = folder / "tuned"
-    made = kernelforge("build", "--generic", "--device", DEVICE, "--out", tuned)
-    assert made.returncode == 0, made.stderr
+    # The processes of a run share it: to build and verify a bundle takes a minute.
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (tuned / "generic").is_dir():
+            made = kernelforge("build", "--generic", "--device", DEVICE, "--out", tuned)
+            assert made.returncode == 0, made.stderr
     env = {"KERNELFORGE_TUNED": str(tuned), "XDG_DATA_HOME": str(folder / "data")}
     return Workplace(folder, tiny_model(), tuned, env)
 
