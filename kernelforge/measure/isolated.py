@@ -317,10 +317,17 @@ class IsolatedBench:
                 return
             try:
                 seed = self.next_seed()
-                self._supervisor.ask({**self._opening, "seed": seed}, [], START_S, lambda _: None)
+                opened = self._supervisor.ask(
+                    {**self._opening, "seed": seed}, [], START_S, lambda answer: answer["opened"]
+                )
             except LostError as error:  # not the fault of any variant
                 last = error
                 continue
+            if opened != self.info.slug:
+                raise DeviceLostError(
+                    f"the measuring process found {opened} in place of {self.info.slug}: two "
+                    "devices share a UUID, or a driver is gone; --in-process does without"
+                )
             self._opened, self._supervisor.holder = self._supervisor.started, self
             return
         raise DeviceLostError(f"the measuring process cannot open {self.info.name}: {last}")

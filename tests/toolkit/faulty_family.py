@@ -40,7 +40,8 @@ OUTCOMES = {
     "nonsense": "CRASHED",
 }
 """What a fault that ends its process, or could, is recorded as."""
-REAL = ("endless", "wild")
+LATE = ("brittle", "fickle")
+"""Right and fast while it is searched; dies when it is checked, or timed, once more at the end."""
 
 
 EVERY = (*HARMLESS, *WRONG, *BROKEN, *OUTCOMES)
@@ -96,6 +97,18 @@ class FaultySession(Session):
         if fault == "nonsense":
             return {"measurement": {"outcome": "OK", "variant": 7}}
         return super().measure(request, spirv)
+
+    def check(self, request: Mapping[str, Any], spirv: bytes) -> Answer:
+        if "FAULT=brittle" in request["module"]["name"]:
+            os.abort()
+        return super().check(request, spirv)
+
+    def turns(self, request: Mapping[str, Any], blobs: Sequence[bytes]) -> Answer:
+        for module in request["modules"]:
+            if "FAULT=fickle" in module["name"]:
+                self._channel.send({"turn": module["name"]})
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().turns(request, blobs)
 
 
 if __name__ == "__main__":

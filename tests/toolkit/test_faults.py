@@ -193,6 +193,23 @@ def test_losses_in_a_row_do_not_stop_a_search_while_the_device_is_fine(
     assert result.best.ok
 
 
+@pytest.mark.parametrize(("name", "outcome"), [("brittle", "ABORTED"), ("fickle", "CRASHED")])
+def test_a_finalist_that_dies_in_the_finals_is_dropped_and_the_others_are_still_compared(
+    device: Device, supervisor: Supervisor, tmp_path: Path, name: str, outcome: str
+) -> None:
+    late = {"WORKGROUP": 32, "ROWS": 1, "FAULT": name}
+    result = tune(device, tmp_path, supervisor, ("none", name), trials=2, warm=[late])
+    assert [fault(m) for m in result.trials] == ["none", name]
+    assert all(m.ok for m in result.trials)
+    assert [(fault(m), m.outcome.value) for m in result.finalists] == [
+        ("none", "OK"),
+        (name, outcome),
+    ]
+    assert len(result.best.samples_ns) >= 3
+    assert fault(result.best) == "none"
+    assert quarantined(Journal(tmp_path / "journal.jsonl"), device.info)
+
+
 def test_a_worker_that_dies_between_two_trials_is_replaced_and_nobody_is_blamed(
     device: Device, supervisor: Supervisor, tmp_path: Path
 ) -> None:
