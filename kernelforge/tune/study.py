@@ -267,8 +267,8 @@ def tune_problems(
         try:
             result = tune_problem(
                 device, task.family, task.precision, task.problem, own, journal, held,
-                on_progress, warm=starts_for(starts, task), seed=seed, isolation=isolation,
-                near=_transfer(results, task),
+                on_progress, warm=starts_for(starts, task, buildable(device.info)), seed=seed,
+                isolation=isolation, near=_transfer(results, task),
             )  # fmt: skip
         except TuneError as error:
             if isinstance(error.__cause__, DeviceLostError | OSError):

@@ -15,6 +15,7 @@ from typing import Any
 from kernelforge.errors import SpaceError, TuneError
 from kernelforge.tune.problems import TuneTask
 from kernelforge.variant import Variant
+from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle import read_manifest
 from kernelforge_runtime.errors import BundleError
@@ -61,23 +62,29 @@ def read_starts(bundles: Iterable[Path]) -> list[Start]:
     return found
 
 
-def starts_for(starts: Sequence[Start], task: TuneTask, most: int = MOST) -> list[dict[str, Any]]:
+def starts_for(
+    starts: Sequence[Start], task: TuneTask, info: DeviceInfo, most: int = MOST
+) -> list[dict[str, Any]]:
     """The configurations that fit a task, each once: its own precision and nearest problems first.
 
-    Those that the family's space does not know any more are left out; whether the device can run
-    one is for the sampler to say.
+    A parameter that the winner's family did not have yet takes its default, and one that stands for
+    a dimension takes the task's. What the family's space does not know any more is left out, and so
+    is what the device or the problem does not allow.
     """
+    space = task.family.space
+    usual = {choice.name: choice.default for choice in space.choices}
+    given = {name: size for name, size in task.problem.items() if name in usual}
     precision = task.precision.name
     same = [s for s in starts if s.variant.family == task.family.name]
     same.sort(key=lambda s: (s.variant.precision != precision, task.problem.distance(s.problem)))
     found: list[dict[str, Any]] = []
     for start in same:
         try:
-            params = task.family.space.normalise(start.variant.values)
+            params = space.normalise({**usual, **start.variant.values, **given})
         except SpaceError as error:
             log.info("%s of %s: %s", start.variant, start.bundle, error)
             continue
-        if params not in found:
+        if params not in found and space.refuses(params, info, task.problem) is None:
             found.append(params)
         if len(found) == most:
             break

@@ -60,3 +60,37 @@ def test_an_interrupted_search_keeps_what_it_has_and_the_same_command_goes_on(tm
     assert trials[: len(before)] == before
     assert len(trials) == len(set(trials)) == TRIALS
     assert (tmp_path / "out" / DEVICE / "manifest.json").is_file()
+
+
+def test_winners_of_another_bundle_are_tried_first_and_counted(tmp_path):
+    place = workplace()
+    asked = ["tune", "--family", "lerp", "--problem", "T=3,C=256,S=5,X=32", "--device", DEVICE]
+    other = tmp_path / "other"
+    made = kernelforge(
+        *asked, "--trials", 3, "--in-process", "--journal", tmp_path / "one", "--out", other,
+        **place.env,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    found = kernelforge(
+        *asked, "--trials", 3, "--journal", tmp_path / "two", "--out", tmp_path / "out", "--json",
+        "--warm-start", other / DEVICE, place.tuned / "generic", **place.env,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    result = json.loads(found.stdout)["results"][0]
+    manifest = json.loads((other / DEVICE / "manifest.json").read_bytes())
+    winners = {entry["variant"] for entry in manifest["entries"]}
+    tried = [m.variant for m in read_journal(tmp_path / "two" / "journal.jsonl")]
+    assert winners <= set(tried)
+    assert result["warm_trials"] == len(winners - {result["default_variant"]})
+    assert result["outcomes"] == {"OK": 3}
+
+
+def test_a_folder_that_is_no_bundle_is_told_before_anything_is_measured(tmp_path):
+    found = kernelforge(
+        "tune", "--family", "lerp", "--device", DEVICE, "--warm-start", tmp_path,
+        "--journal", tmp_path / "journal", **workplace().env,
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert found.stderr.startswith(f"kernelforge tune: --warm-start {tmp_path}: ")
+    assert found.stderr.count("\n") == 1
+    assert not list((tmp_path / "journal").glob("*.jsonl"))

@@ -15,6 +15,7 @@ from kernelforge.tune.problems import TuneTask
 from kernelforge.tune.study import tune_problem, tune_problems
 from kernelforge.tune.warm import Start, read_starts, starts_for
 from kernelforge.variant import Variant
+from kernelforge_runtime.abi.device_info import GENERIC
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.dtypes import F32
 from kernelforge_runtime.vk import Device
@@ -33,16 +34,24 @@ def test_the_nearest_problem_comes_first_and_each_configuration_once() -> None:
     task = TuneTask(small_family(), F32, Problem(M=64, K=64))
     far, near = Problem(M=4096, K=4096), Problem(M=64, K=128)
     starts = [start(8, 1, far), start(32, 2, near), start(8, 1, near), start(64, 1, far)]
-    found = [(p["WORKGROUP"], p["ROWS"]) for p in starts_for(starts, task)]
+    found = [(p["WORKGROUP"], p["ROWS"]) for p in starts_for(starts, task, GENERIC)]
     assert found == [(32, 2), (8, 1), (64, 1)]
-    assert len(starts_for(starts, task, most=2)) == 2
+    assert len(starts_for(starts, task, GENERIC, most=2)) == 2
 
 
 def test_what_the_space_does_not_know_any_more_and_other_families_are_left_out() -> None:
     task = TuneTask(small_family(), F32, Problem(M=64, K=64))
     other = Start(Variant.of("other", "f32", {"ROWS": 1}), task.problem, "elsewhere")
     starts = [other, start(8, 1, task.problem, fault="removed"), start(64, 2, task.problem)]
-    assert [p["WORKGROUP"] for p in starts_for(starts, task)] == [64]
+    assert [p["WORKGROUP"] for p in starts_for(starts, task, GENERIC)] == [64]
+
+
+def test_a_winner_from_before_a_parameter_existed_takes_that_parameter_s_default() -> None:
+    task = TuneTask(small_family(), F32, Problem(M=64, K=64))
+    older = Start(Variant.of("small", "f32", {"WORKGROUP": 64, "ROWS": 2}), task.problem, "old")
+    too_large = start(64, 4, task.problem)
+    found = starts_for([older, too_large], task, GENERIC)
+    assert found == [{"WORKGROUP": 64, "ROWS": 2, "FAULT": "none"}]
 
 
 def test_a_bundle_gives_its_winners_and_what_is_none_is_a_named_error(tmp_path: Path) -> None:
@@ -50,7 +59,7 @@ def test_a_bundle_gives_its_winners_and_what_is_none_is_a_named_error(tmp_path: 
     assert {s.bundle for s in starts} == {"generic"}
     gemv = get_family("gemv")
     task = TuneTask(gemv, gemv.precisions[0], gemv.default_problems[0])
-    assert starts_for(starts, task)
+    assert starts_for(starts, task, GENERIC)
     with pytest.raises(TuneError, match="--warm-start"):
         read_starts([tmp_path])
 
