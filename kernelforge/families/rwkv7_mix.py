@@ -147,6 +147,13 @@ RWKV7_MIX = KernelFamily(
             ),
         ),
         Constraint(
+            # For groups without one the software device of Mesa 26.1 reads through no descriptor.
+            "every group has rows where the state is read from memory",
+            lambda p, d: (
+                p["KEEP"] != "memory" or p["WORKGROUP"] // p["LANES"] * p["ROWS"] <= p["HEAD"]
+            ),
+        ),
+        Constraint(
             "lanes stay inside a subgroup",
             lambda p, d: (
                 p["LANES"] == 1
