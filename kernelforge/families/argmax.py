@@ -68,6 +68,6 @@ ARGMAX = KernelFamily(
     inputs=inputs,
     oracle=oracle,
     cost=cost,
-    corner_problems=(Problem(V=1), Problem(V=50), Problem(V=1003)),
+    corner_problems=tuple(Problem(V=v) for v in (1, 50, 127, 129, 4099, 1003)),
     default_problems=(Problem(V=65536),),
 )

@@ -80,7 +80,13 @@ COPY = KernelFamily(
     oracle=oracle,
     cost=cost,
     constants=lambda problem: {"stride": problem["B"] * problem["E"]},
-    corner_problems=(Problem(L=1, B=1, E=4), Problem(L=3, B=3, E=1000), Problem(L=2, B=2, E=32)),
+    corner_problems=tuple(
+        Problem(L=layers, B=b, E=e)
+        for layers, b, e in (
+            *((1, 1, 4), (3, 3, 1000), (1, 7, 252), (5, 2, 260), (1, 1, 4100), (37, 1, 4)),
+            (2, 2, 32),
+        )
+    ),
     default_problems=(Problem(L=24, B=1, E=768), Problem(L=24, B=8, E=768)),
     problem_rule=lambda p: f"E must be a multiple of 4, found {p['E']}" if p["E"] % 4 else None,
 )

@@ -100,6 +100,9 @@ DEEP_EMBED = KernelFamily(
     corner_problems=(
         Problem(T=1, F=32, P=64, R=1024),
         Problem(T=5, F=324, P=388, R=3072),
+        Problem(T=1, F=2044, P=2052, R=1024),
+        Problem(T=37, F=4, P=32, R=1024),
+        Problem(T=7, F=252, P=260, R=1036),
         Problem(T=3, F=20, P=32, R=1028),
     ),
     default_problems=tuple(Problem(T=t, F=3072, P=3104, R=12288) for t in (1, 256)),

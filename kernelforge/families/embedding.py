@@ -102,7 +102,9 @@ EMBEDDING = KernelFamily(
     cost=cost,
     constants=lambda problem: {"first": 0, "add": 0},
     corner_problems=tuple(
-        Problem(T=t, C=c, V=v, X=x) for x in (32, 16) for t, c, v in ((1, 32, 1), (7, 96, 50))
+        Problem(T=t, C=c, V=v, X=x)
+        for x in (32, 16)
+        for t, c, v in ((1, 32, 1), (2, 2080, 3), (37, 32, 127), (7, 96, 50))
     ),
     default_problems=tuple(Problem(T=1, C=768, V=65536, X=x) for x in (32, 16)),
     problem_rule=refuses,

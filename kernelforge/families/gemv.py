@@ -329,6 +329,10 @@ GEMV = KernelFamily(
         Problem(M=96, K=160, S=3, T=1, X=16, Y=16),
         Problem(M=160, K=448, S=2, T=3, X=32, Y=16),
         Problem(M=224, K=352, S=1, T=5, X=16, Y=32),
+        Problem(M=32, K=2080, S=1, T=1, X=32, Y=32),
+        Problem(M=992, K=32, S=1, T=1, X=32, Y=32),
+        Problem(M=96, K=992, S=3, T=7, X=32, Y=32),
+        Problem(M=160, K=1056, S=2, T=2, X=32, Y=32),
         Problem(M=64, K=832, S=2, T=8, X=32, Y=32),
     ),
     default_problems=(

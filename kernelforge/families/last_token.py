@@ -75,6 +75,9 @@ LAST_TOKEN = KernelFamily(
     corner_problems=(
         Problem(T=1, C=32, B=1),
         Problem(T=9, C=36, B=3),
+        Problem(T=1, C=2052, B=1),
+        Problem(T=257, C=4, B=5),
+        Problem(T=37, C=252, B=7),
         Problem(T=64, C=768, B=8),
     ),
     default_problems=(Problem(T=256, C=64, B=1),),

@@ -94,7 +94,9 @@ LAYER_NORM = KernelFamily(
     cost=cost,
     constants=lambda problem: {"eps": 1e-5, "last": 0},
     corner_problems=tuple(
-        Problem(T=t, C=c, X=x) for x in (32, 16) for t, c in ((1, 32), (5, 96), (3, 260))
+        Problem(T=t, C=c, X=x)
+        for x in (32, 16)
+        for t, c in ((1, 32), (5, 96), (1, 2052), (37, 4), (2, 252), (3, 260))
     ),
     default_problems=tuple(Problem(T=t, C=768, X=x) for x in (32, 16) for t in (1, 256)),
     problem_rule=lambda problem: refuses_activations(problem, "C"),

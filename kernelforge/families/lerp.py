@@ -86,7 +86,7 @@ LERP = KernelFamily(
     corner_problems=tuple(
         Problem(T=t, C=c, S=s, X=x)
         for x in (32, 16)
-        for t, c, s in ((1, 32, 1), (5, 96, 5), (3, 324, 2))
+        for t, c, s in ((1, 32, 1), (5, 96, 5), (1, 2052, 1), (37, 4, 6), (2, 252, 3), (3, 324, 2))
     ),
     default_problems=tuple(Problem(T=t, C=2048, S=5, X=x) for x in (32, 16) for t in (1, 256)),
     problem_rule=lambda problem: refuses_activations(problem, "C"),

@@ -109,7 +109,10 @@ NORM_SHIFT = KernelFamily(
     corner_problems=tuple(
         Problem(T=t, C=c, S=s, X=x)
         for x in (32, 16)
-        for t, c, s in ((1, 32, 1), (1, 96, 6), (3, 320, 2), (5, 36, 3))
+        for t, c, s in (
+            *((1, 32, 1), (1, 96, 6), (3, 320, 2), (1, 2052, 1), (37, 4, 5), (2, 252, 3)),
+            (5, 36, 3),
+        )
     ),
     default_problems=tuple(Problem(T=t, C=768, S=6, X=x) for x in (32, 16) for t in (1, 8)),
     problem_rule=lambda problem: refuses_activations(problem, "C"),

@@ -121,6 +121,8 @@ ROSA_PACK = KernelFamily(
         Problem(T=77, S=3, R=1, W=4, B=3, Q=1),
         Problem(T=33, S=70, R=3, W=9, B=4, Q=4),
         Problem(T=7, S=1, R=1, W=9, B=2, Q=32),
+        Problem(T=31, S=65, R=3, W=2, B=1, Q=1),
+        Problem(T=37, S=1, R=1, W=37, B=7, Q=1),
         Problem(T=5, S=2, R=3, W=5, B=1, Q=32),
     ),
     default_problems=(

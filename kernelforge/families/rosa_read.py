@@ -83,6 +83,10 @@ ROSA_READ = KernelFamily(
         Problem(T=1, S=1, Q=1),
         Problem(T=3, S=67, Q=4),
         Problem(T=5, S=130, Q=1),
+        Problem(T=1, S=2053, Q=1),
+        Problem(T=37, S=1, Q=4),
+        Problem(T=7, S=63, Q=1),
+        Problem(T=3, S=65, Q=4),
         Problem(T=2, S=3, Q=32),
     ),
     default_problems=(

@@ -89,6 +89,9 @@ RWKV7_GATES = KernelFamily(
     corner_problems=(
         Problem(T=1, H=1, N=64, P=192),
         Problem(T=6, H=3, N=64, P=704),
+        Problem(T=1, H=31, N=64, P=5956),
+        Problem(T=37, H=1, N=31, P=97),
+        Problem(T=3, H=5, N=65, P=980),
         Problem(T=4, H=2, N=16, P=128),
     ),
     default_problems=(Problem(T=1, H=12, N=64, P=2592), Problem(T=256, H=12, N=64, P=2592)),

@@ -177,6 +177,8 @@ RWKV7_MIX = KernelFamily(
         Problem(T=6, H=3, N=64, P=704, B=3),
         Problem(T=5, H=2, N=16, P=128, B=5),
         Problem(T=4, H=2, N=32, P=224, B=4),
+        Problem(T=1, H=31, N=16, P=1488, B=1),
+        Problem(T=37, H=1, N=16, P=52, B=7),
         Problem(T=2, H=1, N=128, P=384, B=1),
     ),
     default_problems=(

@@ -89,6 +89,9 @@ RWKV7_READOUT = KernelFamily(
     corner_problems=(
         Problem(T=1, H=1, N=64),
         Problem(T=5, H=3, N=64),
+        Problem(T=1, H=31, N=64),
+        Problem(T=37, H=1, N=31),
+        Problem(T=3, H=5, N=65),
         Problem(T=4, H=2, N=16),
     ),
     default_problems=(Problem(T=1, H=12, N=64), Problem(T=256, H=12, N=64)),

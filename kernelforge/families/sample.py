@@ -174,6 +174,9 @@ SAMPLE = KernelFamily(
     corner_problems=(
         Problem(V=1, M=32, B=1, H=1),
         Problem(V=50, M=64, B=7, H=3),
+        Problem(V=127, M=127, B=13, H=2),
+        Problem(V=4099, M=4128, B=1, H=1),
+        Problem(V=129, M=160, B=37, H=5),
         Problem(V=1003, M=1024, B=12, H=8),
     ),
     default_problems=(Problem(V=65536, M=65536, B=1, H=1024),),

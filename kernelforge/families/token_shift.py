@@ -101,7 +101,10 @@ TOKEN_SHIFT = KernelFamily(
     corner_problems=tuple(
         Problem(T=t, C=c, S=s, B=b, X=x)
         for x in (32, 16)
-        for t, c, s, b in ((1, 32, 1, 1), (5, 96, 6, 1), (9, 320, 2, 3), (2, 36, 3, 4))
+        for t, c, s, b in (
+            *((1, 32, 1, 1), (5, 96, 6, 1), (9, 320, 2, 3), (1, 2052, 1, 1), (37, 4, 5, 7)),
+            *((3, 252, 2, 2), (2, 36, 3, 4)),
+        )
     ),
     default_problems=tuple(Problem(T=t, C=768, S=6, B=1, X=x) for x in (32, 16) for t in (1, 256)),
     problem_rule=lambda problem: refuses_activations(problem, "C"),

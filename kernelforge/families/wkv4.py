@@ -129,6 +129,9 @@ WKV4 = KernelFamily(
         Problem(T=37, C=76, B=3, P=236),
         Problem(T=64, C=36, B=1, P=108),
         Problem(T=2, C=64, B=5, P=192),
+        Problem(T=1, C=1028, B=1, P=3084),
+        Problem(T=127, C=4, B=7, P=12),
+        Problem(T=31, C=60, B=1, P=184),
         Problem(T=16, C=128, B=2, P=512),
     ),
     default_problems=(

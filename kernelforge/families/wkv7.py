@@ -64,6 +64,8 @@ WKV7 = KernelFamily(
         Problem(T=9, H=1, N=64, B=1),
         Problem(T=2, H=1, N=32, B=5),
         Problem(T=5, H=2, N=16, B=2),
+        Problem(T=31, H=1, N=16, B=1),
+        Problem(T=7, H=31, N=16, B=7),
         Problem(T=4, H=2, N=32, B=4),
     ),
     default_problems=(

@@ -47,6 +47,8 @@ WKV7_CHUNK = KernelFamily(
         Problem(T=1, H=1, N=64, B=1),
         Problem(T=75, H=3, N=64, B=3),
         Problem(T=2, H=1, N=32, B=5),
+        Problem(T=63, H=1, N=64, B=1),
+        Problem(T=65, H=1, N=64, B=2),
         Problem(T=37, H=2, N=16, B=2),
     ),
     default_problems=(
