@@ -46,7 +46,7 @@ WKV7 = KernelFamily(
         # Beside barriers checked access multiplies what llvmpipe takes to compile.
         Constraint("through descriptors no stage", lambda p, d: p["ADDRESS"] or not p["STAGE"]),
         # Checked access through descriptors doubles the code, and the compile time more; so do
-        # barriers: one row of 64 keys with a stage takes llvmpipe half a minute.
+        # barriers.
         Constraint(
             "the state fits the registers",
             lambda p, d: (
