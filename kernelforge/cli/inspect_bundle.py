@@ -106,7 +106,8 @@ def _show(bundle: Bundle, output: Output) -> None:
     if ceilings:
         output.text(f"ceilings {ceilings}")
     entries = bundle.manifest.entries
-    output.text(f"kernels  {len(entries)} problems, {len(_modules(bundle))} modules")
+    problems = len({(e.family, e.precision, e.problem) for e in entries})
+    output.text(f"kernels  {len(entries)} for {problems} problems, {len(_modules(bundle))} modules")
     output.text()
     output.table(HEADERS, [_row(entry) for entry in entries])
     for line in crossovers(bundle):
