@@ -4,9 +4,9 @@ python := .venv/bin/python
 kernelforge := .venv/bin/kernelforge
 TEST_PROCESSES ?= 2
 VARIANTS ?= 20
-TESTS13 := tests/families/test_conformance.py tests/families/test_gemm_coop.py
-# gemm and gemv are slow to compile there, and are covered on the other devices; TESTS13_K= runs them too
-TESTS13_K ?= test_gemm_coop or not (gemm or gemv)
+TESTS13 := tests/families/test_conformance.py $(wildcard tests/families/test_gemm_coop*.py) tests/models/test_matrix_prefill.py
+# its software device compiles cooperative matrices for seconds each
+VARIANTS13 ?= 1
 models := $(wildcard runtime/demo/*.safetensors)
 
 .DEFAULT_GOAL := help
@@ -29,7 +29,7 @@ conformance: setup ## every kernel family with VARIANTS (20) random variants at 
 	  tests/families/test_conformance.py $(PYTEST_ARGS)
 
 test13: setup ## kernels on a newer Mesa and compiler, in .setup/debian13; skipped where it cannot be
-	@bash scripts/debian13.sh python3 -m pytest $(TESTS13) -k "$(TESTS13_K)" $(PYTEST_ARGS) || test $$? -eq 77
+	@KERNELFORGE_VARIANTS=$(VARIANTS13) bash scripts/debian13.sh python3 -m pytest --durations=5 $(TESTS13) $(PYTEST_ARGS) || test $$? -eq 77
 
 check: setup ## lint, format, types, import contracts
 	$(python) -m ruff check .
