@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain, islice
 from typing import Any
 
 from kernelforge.compile import buildable
@@ -45,27 +47,35 @@ def drawn(
 ) -> tuple[list[dict[str, Any]], bool]:
     """The default and RANDOM_VARIANTS others that are possible here, and whether these are all."""
     target = buildable(device.info)
-    names = _ordered(family.name, precision.name, target, keeps_subnormals(device))
-    rules = family.space.problem_constraints
-    possible = [p for p in names if all(rule.holds(p, target, problem) for rule in rules)]
-    if not possible:
+    flushed = not keeps_subnormals(device)
+    possible = _possible(family, precision, target, problem, flushed)
+    first = next(possible, None)
+    if first is None:
         return [], True
     default = family.default(precision, target, problem)
-    others = [p for p in possible if p != default]
-    return [default, *others[:RANDOM_VARIANTS]], len(others) <= RANDOM_VARIANTS
+    others = (params for params in chain([first], possible) if params != default)
+    found = list(islice(others, RANDOM_VARIANTS))
+    return [default, *found], next(others, None) is None
 
 
-@lru_cache(maxsize=8)
-def _ordered(
-    name: str, precision_name: str, target: DeviceInfo, subnormals: bool
-) -> list[dict[str, Any]]:
-    family = family_of(name)
-    in_precision, parameter, value = NEEDS_SUBNORMALS
-    flushed = not subnormals and precision_name == in_precision
-    valid = family.valid(precision_name, target)
-    if flushed:
-        valid = [params for params in valid if params.get(parameter) != value]
-    return sorted(valid, key=_hash)
+def _possible(
+    family: KernelFamily, precision: DType, target: DeviceInfo, problem: Problem, flushed: bool
+) -> Iterator[dict[str, Any]]:
+    """In order; each is asked about only when it is its turn, as most spaces are large."""
+    in_precision, name, value = NEEDS_SUBNORMALS
+    rules = family.space.problem_constraints
+    for params in _ordered(family.name, target):
+        if not all(rule.holds(params, target, problem) for rule in rules):
+            continue
+        if flushed and precision.name == in_precision and params.get(name) == value:
+            continue
+        if family.matters(precision, params) and family.fits(precision, params, target) is None:
+            yield params
+
+
+@lru_cache(maxsize=4)
+def _ordered(name: str, target: DeviceInfo) -> list[dict[str, Any]]:
+    return sorted(family_of(name).space.valid(target), key=_hash)
 
 
 def _hash(params: dict[str, Any]) -> bytes:
