@@ -42,6 +42,20 @@ def pytest_unconfigure(config):
         shutil.rmtree(os.environ.pop(PLACE), ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Which tests stay in one process: those of a file, and of conformance those of a family.
+
+    A file's tests share what is dear to make; all of conformance in one process would leave the
+    others idle for minutes.
+    """
+    for item in items:
+        group = item.path.stem
+        if group == "test_conformance" and hasattr(item, "callspec"):
+            group += f"-{item.callspec.params.get('name', '')}"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden files")
 
