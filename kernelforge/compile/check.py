@@ -15,7 +15,7 @@ from kernelforge.errors import CompileError
 from kernelforge.family import KernelFamily
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.module import ShaderModule
-from kernelforge_runtime.abi.spirv import Reflection, check_module, reflect
+from kernelforge_runtime.abi.spirv import Reflection, check_module
 from kernelforge_runtime.errors import SpirvError
 
 FEATURE_EXTENSIONS = {
@@ -26,7 +26,7 @@ FEATURE_EXTENSIONS = {
     ),
 }
 """The GLSL extension by which kernels use a device's feature, where compilers in use lack it."""
-_TARGETS = {(1, 6): "vulkan1.3"}
+_TARGETS: dict[tuple[int, ...], str] = {(1, 6): "vulkan1.3"}
 """By the version of SPIR-V; Vulkan 1.2 for those before."""
 _EXTENSION = re.compile(r"^#extension +(GL_\w+) *: *require", re.MULTILINE)
 
@@ -81,7 +81,9 @@ def validate(module: ShaderModule) -> bool:
     path = shutil.which("spirv-val")
     if path is None:
         return False
-    target = _TARGETS.get(reflect(module.spirv).version, "vulkan1.2")
+    # Of the header alone: what follows may be what is wrong.
+    version = tuple(module.spirv[6:4:-1])
+    target = _TARGETS.get(version, "vulkan1.2")
     with tempfile.NamedTemporaryFile(suffix=".spv", prefix="kernelforge-") as file:
         Path(file.name).write_bytes(module.spirv)
         result = subprocess.run(

@@ -41,7 +41,14 @@ def test_an_interrupted_search_keeps_what_it_has_and_the_same_command_goes_on(tm
     ]  # fmt: skip
     env = environment(**workplace().env)
     seen = []
-    with subprocess.Popen(command(*asked), env=env, stderr=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        command(*asked),
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever starts tests in the background makes their children deaf to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as child:
         for line in child.stderr or ():
             seen.append(line)
             if f"trial   2/{TRIALS}" in line:
