@@ -43,12 +43,14 @@ def pytest_unconfigure(config):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Which tests stay in one process: those of a file, and of conformance those of a family.
 
     A file's tests share what is dear to make; all of conformance in one process would leave the
     others idle for minutes.
     """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
     for item in items:
         group = item.path.stem
         if group == "test_conformance" and hasattr(item, "callspec"):
