@@ -12,7 +12,7 @@ import numpy as np
 
 from kernelforge.cli.output import Output
 from kernelforge.errors import PeerError
-from kernelforge.peers import ENGINES, Engine, Subject, measure_matmul, open_peer
+from kernelforge.peers import ENGINES, PeerModel, RunningPeer, measure_matmul, open_peer
 from kernelforge_runtime.models import Model, Reference, recognise
 from kernelforge_runtime.weights import open_checkpoint
 
@@ -32,7 +32,7 @@ class PeerSubject:
 
     model = None
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: RunningPeer) -> None:
         self.name, self.engine = engine.label, engine
         tokens = np.random.default_rng(_SEED).integers(0, engine.vocab, 1 << 16)
         self.tokens: list[int] = tokens.tolist()
@@ -101,7 +101,7 @@ def opened_peers(
     """Every peer that can be run; one that cannot be is named with its reason, and left out."""
     with open_checkpoint(model) as checkpoint:
         config = recognise(checkpoint).read_config(checkpoint)
-    subject = Subject(model, config.version, config.layers, config.width, config.vocab)
+    subject = PeerModel(model, config.version, config.layers, config.width, config.vocab)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kernelforge-peers-")))
         found = []

@@ -4,15 +4,15 @@ Each peer is a package that the user has installed. It runs in a process of its 
 that needs nothing of KernelForge, so that it may live in another Python environment.
 """
 
-from kernelforge.peers.engines import ENGINES, Engine, Subject, open_peer
+from kernelforge.peers.engines import ENGINES, PeerModel, RunningPeer, open_peer
 from kernelforge.peers.limits import measure_matmul
 from kernelforge.peers.process import PeerProcess
 
 __all__ = [
     "ENGINES",
-    "Engine",
+    "PeerModel",
     "PeerProcess",
-    "Subject",
+    "RunningPeer",
     "measure_matmul",
     "open_peer",
 ]

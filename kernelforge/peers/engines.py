@@ -61,7 +61,7 @@ ENGINES = {
 
 
 @dataclass(frozen=True)
-class Subject:
+class PeerModel:
     """What a peer is to run: a `.pth` or `.safetensors` file, its version and sizes."""
 
     path: Path
@@ -72,7 +72,7 @@ class Subject:
 
 
 @dataclass
-class Engine:
+class RunningPeer:
     """A peer that has loaded a model.
 
     Attributes:
@@ -113,12 +113,12 @@ class Engine:
 @contextlib.contextmanager
 def open_peer(
     name: str,
-    model: Subject,
+    model: PeerModel,
     folder: Path,
     cache: Path,
     python: str | None = None,
     threads: int = 0,
-) -> Iterator[Engine]:
+) -> Iterator[RunningPeer]:
     """Starts a peer on a model.
 
     Args:
@@ -145,12 +145,12 @@ def open_peer(
     process = PeerProcess(peer.worker, folder, python)
     try:
         label = process.ask("load", LOAD_S, path=str(target), threads=threads)
-        yield Engine(name, label, peer.weights, source.stem, model.vocab, same, process)
+        yield RunningPeer(name, label, peer.weights, source.stem, model.vocab, same, process)
     finally:
         process.close()
 
 
-def _stand_in(peer: Peer, model: Subject, cache: Path) -> Path:
+def _stand_in(peer: Peer, model: PeerModel, cache: Path) -> Path:
     if not peer.substitute:
         known = ", ".join(sorted(peer.versions))
         raise PeerError(f"it runs {known}, and this model is {model.version}")

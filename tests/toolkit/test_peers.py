@@ -11,7 +11,7 @@ from kernelforge.cli.bench_peers import TORCH, matmul_limits
 from kernelforge.cli.bench_tables import find_ratios
 from kernelforge.convert.random_model import random_model
 from kernelforge.errors import PeerError
-from kernelforge.peers import ENGINES, PeerProcess, Subject, open_peer
+from kernelforge.peers import ENGINES, PeerModel, PeerProcess, open_peer
 from kernelforge.peers.process import WORKERS
 from kernelforge.peers.web_rwkv_file import write_web_rwkv
 from kernelforge.report.bench_journal import BenchRecord, append_bench, read_bench, read_matmul
@@ -108,7 +108,7 @@ def test_an_interpreter_that_is_not_there_is_one_clear_error(tmp_path) -> None:
 
 
 def test_a_version_that_a_peer_does_not_know_is_refused_or_replaced(tmp_path) -> None:
-    model = Subject(tiny_model(), "rwkv99", 1, 64, 300)
+    model = PeerModel(tiny_model(), "rwkv99", 1, 64, 300)
     with (
         pytest.raises(PeerError, match="this model is rwkv99"),
         open_peer("rwkv", model, tmp_path, tmp_path),
