@@ -22,7 +22,7 @@ HEADERS = (
 )  # fmt: skip
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_replay_options(parser: argparse.ArgumentParser) -> None:
     """What a replay takes."""
     group = parser.add_argument_group("searching recorded spaces, without a device")
     group.add_argument(
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, output: Output) -> int:
+def score_spaces(args: argparse.Namespace, output: Output) -> int:
     """Replays, and prints a table."""
     from kernelforge.tune.acquisition import Strategy
     from kernelforge.tune.recorded import read_space, write_t4

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernelforge.cli import options, replay
+from kernelforge.cli import options, record, replay
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.cli.progress import ProgressBar
@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(),
         help="folders of bundles, of any device, whose winners are tried first",
     )
-    replay.add_arguments(parser)
+    replay.add_replay_options(parser)
+    record.add_record_options(parser)
     options.add(parser, "device")
     parser.add_argument(
         "--in-process",
@@ -91,7 +92,11 @@ def run(args: argparse.Namespace) -> int:
     """Tunes, packs, and says what came of it."""
     output = Output(args)
     if args.replay:
-        return replay.run(args, output)
+        return replay.score_spaces(args, output)
+    if args.record:
+        return record.record(args, output)
+    if args.only or args.warm_up:
+        raise UsageError("--only and --warm-up are of a recording: give --record FILE")
     if args.model and args.shape:
         raise UsageError("--model and --shape do not go together: a shape stands for a model")
     if args.shape:

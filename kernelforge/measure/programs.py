@@ -21,6 +21,9 @@ from kernelforge_runtime.abi.signature import Signature
 from kernelforge_runtime.dtypes import DType
 from kernelforge_runtime.errors import SpirvError
 
+SAME = "same SPIR-V as"
+"""How the note of a measurement begins that was taken over from an equal program."""
+
 
 class Programs:
     """Compiles variants of one family, and remembers what was measured of each program."""
@@ -76,7 +79,7 @@ class Programs:
         known = self._known.get((module.sha256, module.signature))
         if known is None or known.variant == blank.variant:
             return None
-        return replace(known, variant=blank.variant, note=f"same SPIR-V as {known.variant}")
+        return replace(known, variant=blank.variant, note=f"{SAME} {known.variant}")
 
     def keep(self, module: ShaderModule, result: Measurement) -> None:
         """Remembers what became of a program."""

@@ -13,7 +13,7 @@ import json
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,14 @@ class RecordedSpace:
         runtimes: of each configuration in milliseconds, one value per repetition; empty where it
             failed.
         reasons: why each failed, in the T4 schema's words; "correct" where it did not.
+        metadata: where and how it was recorded, in the recorder's words; empty where not told.
     """
 
     name: str
     configs: tuple[Config, ...]
     runtimes: tuple[tuple[float, ...], ...]
     reasons: tuple[str, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def times_ms(self) -> NDArray[np.float64]:
@@ -111,7 +113,7 @@ def write_t4(space: RecordedSpace, path: Path) -> None:
     ]  # fmt: skip
     document = {
         "schema_version": SCHEMA_VERSION,
-        "metadata": {"timeunit": "milliseconds"},
+        "metadata": {**space.metadata, "timeunit": "milliseconds"},
         "results": results,
     }
     text = json.dumps(document, separators=(",", ":")).encode()
@@ -144,7 +146,7 @@ def _from_json(path: Path, document: Any) -> RecordedSpace:
     if "cache" in document:
         return _from_cache(path, document)
     if "results" in document:
-        return _from_t4(path, document["results"])
+        return _from_t4(path, document["results"], document.get("metadata") or {})
     raise ValueError("neither `cache` nor `results` in it")
 
 
@@ -162,7 +164,9 @@ def _from_cache(path: Path, document: Mapping[str, Any]) -> RecordedSpace:
     return _space(path, configs, runtimes, reasons)
 
 
-def _from_t4(path: Path, results: Sequence[Mapping[str, Any]]) -> RecordedSpace:
+def _from_t4(
+    path: Path, results: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]
+) -> RecordedSpace:
     configs, runtimes, reasons = [], [], []
     for result in results:
         reason = result["invalidity"]
@@ -171,7 +175,8 @@ def _from_t4(path: Path, results: Sequence[Mapping[str, Any]]) -> RecordedSpace:
         times = result["times"].get("runtimes") or measured
         runtimes.append(times if reason == "correct" else [])
         reasons.append(str(reason))
-    return _space(path, configs, runtimes, reasons)
+    told = {k: v for k, v in metadata.items() if isinstance(v, str) and k != "timeunit"}
+    return replace(_space(path, configs, runtimes, reasons), metadata=told)
 
 
 def _from_archive(path: Path) -> RecordedSpace:
