@@ -29,6 +29,13 @@ from kernelforge_runtime.abi.signature import Addressing
 from kernelforge_runtime.dtypes import F16, F32, DType
 
 ADDRESS = Flag("ADDRESS", needs="buffer_device_address")
+WORD = Choice("WORD", (32, 64), default=32, needs={64: "int64"})
+"""Bits of the words in which a template fetches its vectors, see lib/bindings."""
+
+
+def word_features(p: Mapping[str, Any]) -> tuple[str, ...]:
+    """Device features that fetching in words of this width takes."""
+    return ("int64",) if p["WORD"] == 64 else ()
 
 
 def addressing(p: Mapping[str, Any]) -> Addressing:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from kernelforge.choices import (
     ADDRESS,
+    WORD,
     activation_bits,
     activation_type,
     addressing,
@@ -17,6 +18,7 @@ from kernelforge.choices import (
     random_route,
     refuses_matrices,
     stored,
+    word_features,
 )
 from kernelforge.family import Arrays, KernelFamily
 from kernelforge.space import Choice, Constraint, ProblemConstraint, Space
@@ -55,7 +57,7 @@ def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     """Bindings, grid and workgroup of one variant."""
     groups = p["WORKGROUP"] // p["LANES"]
     whole = p["LANES"] == p["WORKGROUP"]
-    features: set[str] = set()
+    features = set(word_features(p))
     if p["REDUCE"] == "butterfly" or p["UNPACK"] in ("shuffle", "shuffle16"):
         features.add("subgroup_shuffle")
     if p["REDUCE"] in ("subgroup", "hybrid"):
@@ -201,6 +203,7 @@ GEMV = KernelFamily(
             needs={"shuffle": "subgroup_shuffle", "shuffle16": "subgroup_shuffle"},
         ),
         ADDRESS,
+        WORD,
         *activation_bits("X", "Y"),
         LAYOUT,
         Constraint("lanes divide the workgroup", lambda p, d: p["LANES"] <= p["WORKGROUP"]),
@@ -218,6 +221,11 @@ GEMV = KernelFamily(
                     and (p["LANES"] <= d.subgroup_min or "subgroup_arithmetic" not in d.features)
                 )
             ),
+        ),
+        Constraint(
+            # With fewer, there is as little to gain as with bounds checks between them.
+            "long words are for loads of four words, by address",
+            lambda p, d: p["WORD"] == 32 or (p["VEC"] == 4 and p["ADDRESS"]),
         ),
         Constraint("sums fit the registers, and loads help each other", lambda p, d: _loop_fits(p)),
         Constraint(

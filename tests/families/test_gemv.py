@@ -105,7 +105,8 @@ def test_inputs_and_outputs_of_either_width_are_exact_in_every_load_width(
     given["out_y"] = rng.integers(-8, 9, (1, 64)).astype(given["out_y"].dtype)
     exact = np.concatenate([weight[:32] @ given["in_x"][1, 0], weight[32:] @ given["in_x"][0, 0]])
     exact[32:] += given["out_y"][0, 32:]
-    changes = ({"VEC": 1}, {"VEC": 2}, {"VEC": 4, "ADDRESS": True}, *SHAPES, BUTTERFLY)
+    long = {"VEC": 4, "ADDRESS": True, "WORD": 64}
+    changes = ({"VEC": 1}, {"VEC": 2}, {"VEC": 4, "ADDRESS": True}, long, *SHAPES, BUTTERFLY)
     for params in variants(GEMV, precision, device, problem, *changes):
         found = run(device, GEMV, precision, params, problem, given)["out_y"][0]
         np.testing.assert_array_equal(found.astype(np.float32), exact, str(params))
