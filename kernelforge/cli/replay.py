@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
+import shlex
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
@@ -14,12 +15,7 @@ from kernelforge.cli.progress import ProgressBar
 if TYPE_CHECKING:
     from kernelforge.tune.replay import Scored
 
-MARKS = (25, 50, 100, 200)
 SEEDS = 30
-HEADERS = (
-    "space", "valid", "near optimum", "strategy", "P", "spread",
-    *(f"at {mark}" for mark in MARKS), "to 95 %", "reach it",
-)  # fmt: skip
 
 
 def add_replay_options(parser: argparse.ArgumentParser) -> None:
@@ -38,11 +34,31 @@ def add_replay_options(parser: argparse.ArgumentParser) -> None:
         help="with --replay: mixed (what tune uses), gp, tpe, random (default: mixed)",
     )
     group.add_argument(
+        "--against",
+        metavar="NAME,..",
+        default="",
+        help="with --replay: other tuners on the same spaces: optuna, kernel_tuner, or one way of "
+        "them, e.g. optuna:int, kernel_tuner:hybrid_vndx",
+    )
+    group.add_argument(
+        "--peer-python",
+        metavar="PYTHON",
+        help="with --against: the interpreter that has kernel_tuner (default: this one)",
+    )
+    group.add_argument(
         "--seeds",
         type=int,
         default=SEEDS,
         metavar="N",
         help=f"with --replay: searches of each space and strategy (default: {SEEDS})",
+    )
+    group.add_argument(
+        "--runs",
+        metavar="FILE",
+        help="with --replay: keep every search in this file, and run none again that it holds",
+    )
+    group.add_argument(
+        "--scores", metavar="FOLDER", help="with --replay: write README.md and scores.json there"
     )
     group.add_argument(
         "--export-t4", metavar="FILE", help="with --replay of one space: write it as T4 results"
@@ -51,9 +67,12 @@ def add_replay_options(parser: argparse.ArgumentParser) -> None:
 
 def score_spaces(args: argparse.Namespace, output: Output) -> int:
     """Replays, and prints a table."""
+    from kernelforge.cli.searchers import Searchers
+    from kernelforge.report.searches import HEADERS, SUMMARY, row, summary_rows, write_scores
     from kernelforge.tune.acquisition import Strategy
+    from kernelforge.tune.finished_runs import FinishedRuns
     from kernelforge.tune.recorded import read_space, write_t4
-    from kernelforge.tune.replay import replay, summarise
+    from kernelforge.tune.replay import MARKS, summarise
 
     known = get_args(Strategy)
     strategies = tuple(dict.fromkeys(args.strategy.split(",")))
@@ -63,6 +82,8 @@ def score_spaces(args: argparse.Namespace, output: Output) -> int:
         raise UsageError(f"--seeds {args.seeds}: at least one search is needed")
     if args.export_t4 and len(args.replay) > 1:
         raise UsageError("--export-t4 writes one space; name one with --replay")
+    names = (*strategies, *Searchers.named(args.against))
+    runs = FinishedRuns(Path(args.runs) if args.runs else None)
     found: list[Scored] = []
     with ProgressBar(output, "replay") as bar:
         for path in map(Path, args.replay):
@@ -70,39 +91,29 @@ def score_spaces(args: argparse.Namespace, output: Output) -> int:
             if args.export_t4:
                 write_t4(space, Path(args.export_t4))
                 output.note(f"{args.export_t4}: {len(space.configs)} configurations as T4 results")
-            for strategy in strategies:
-                curves = []
-                for seed in range(args.seeds):
-                    bar.show(seed, args.seeds, f"{space.name} {strategy}")
-                    curves.append(replay(space, strategy, max(MARKS), seed))
-                found.append(summarise(space, strategy, curves, MARKS))
-                bar.line("  ".join(_row(found[-1])))
-    output.table(HEADERS, [_row(scored) for scored in found])
-    for strategy in strategies:
-        scores = [scored.score for scored in found if scored.strategy == strategy]
-        output.text(f"mean P of {strategy}: {math.fsum(scores) / len(scores):.3f}")
-    output.document({"replay": [_document(scored) for scored in found]})
-    return 0
+            with Searchers(space, runs, args.peer_python, output.note) as searchers:
+                for name in names:
+                    finished = []
+                    for seed in range(args.seeds):
+                        bar.show(seed, args.seeds, f"{space.name} {name}")
+                        one = searchers.run(name, max(MARKS), seed)
+                        if one is None:
+                            break
+                        finished.append(one)
+                    if finished:
+                        found.append(summarise(space, name, finished, MARKS))
+                        bar.line("  ".join(row(found[-1])))
+    output.table(HEADERS, [row(scored) for scored in found])
+    output.text()
+    output.table(SUMMARY, summary_rows(found))
+    output.document({"replay": [scored.to_json() for scored in found]})
+    if args.scores:
+        command = "kernelforge " + shlex.join(_portable(sys.argv[1:]))
+        write_scores(found, command, Path(args.scores))
+        output.note(f"{args.scores}: README.md and scores.json")
+    return 0 if found else 1
 
 
-def _row(scored: Scored) -> list[str]:
-    needed = scored.evaluations_to_good
-    return [
-        scored.space,
-        str(scored.size),
-        f"{100 * scored.near_optimum:.2f} %",
-        scored.strategy,
-        f"{scored.score:.3f}",
-        f"{scored.spread:.3f}" if math.isfinite(scored.spread) else "-",
-        *(f"{scored.share_at[mark]:.3f}" for mark in MARKS),
-        f"{needed:.0f}" if math.isfinite(needed) else "-",
-        f"{100 * scored.success:.0f} %",
-    ]
-
-
-def _document(scored: Scored) -> dict[str, Any]:
-    data = {**vars(scored), "share_at": {str(k): v for k, v in scored.share_at.items()}}
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in data.items()
-    }
+def _portable(words: list[str]) -> list[str]:
+    """The command without the folders of this machine."""
+    return [Path(word).name if Path(word).is_absolute() else word for word in words]

@@ -9,6 +9,7 @@ Forms, told apart by content: kernel_tuner's cache files; results of the open T4
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 import zipfile
@@ -60,6 +61,13 @@ class RecordedSpace:
     def optimum_ms(self) -> float:
         """The best time there is."""
         return float(self.times_ms.min())
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells spaces apart whose files have the same name: of all configurations and times."""
+        hasher = hashlib.sha256(repr(self.configs).encode())
+        hasher.update(self.times_ms.tobytes())
+        return hasher.hexdigest()[:16]
 
     @property
     def near_optimum(self) -> float:
@@ -119,6 +127,40 @@ def write_t4(space: RecordedSpace, path: Path) -> None:
     text = json.dumps(document, separators=(",", ":")).encode()
     if path.name.endswith(".gz"):
         text = gzip.compress(text, mtime=0)
+    _write(text, path)
+
+
+def write_cache(space: RecordedSpace, path: Path) -> None:
+    """Writes a space as kernel_tuner's cache, which its simulation mode searches.
+
+    Every failure becomes one that it knows; values are listed as it sorts them into its keys.
+
+    Raises:
+        TuneError: the file cannot be written.
+    """
+    names = list(space.configs[0])
+    entries = {}
+    for config, runtimes in zip(space.configs, space.runtimes, strict=True):
+        time = math.fsum(runtimes) / len(runtimes) if runtimes else "RuntimeFailedConfig"
+        key = ",".join(str(config[name]) for name in names)
+        entries[key] = {**config, "time": time, "times": list(runtimes)}
+    values = {name: {config[name]: None for config in space.configs} for name in names}
+    document = {
+        "device_name": space.name,
+        "kernel_name": space.name,
+        "problem_size": "",
+        "tune_params_keys": names,
+        "tune_params": {
+            name: sorted(found, key=lambda v: (isinstance(v, str), v))
+            for name, found in values.items()
+        },
+        "objective": "time",
+        "cache": entries,
+    }
+    _write(json.dumps(document).encode(), path)
+
+
+def _write(text: bytes, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.part")
     try:
         temporary.write_bytes(text)

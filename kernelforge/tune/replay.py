@@ -11,17 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge.tune.acquisition import Proposer, Strategy
+from kernelforge.tune.finished_runs import FinishedRun
 from kernelforge.tune.recorded import RecordedSpace
 
 Floats = NDArray[np.float64]
 
 WINDOW = (0.5, 0.95)
 """Of the way from the median to the optimum, where the baseline enters and leaves the window."""
+MARKS = (25, 50, 100, 200)
+"""Evaluations after which the best so far is reported; the last is the end of a search."""
 GOOD = 0.95
 """Share of the optimum that counts as found."""
 
@@ -117,6 +121,8 @@ class Scored:
         evaluations_to_good: median evaluations until `GOOD` of the optimum; inf where most runs
             never came there.
         success: share of runs that came there.
+        cpu_ms: processor time per evaluation; NaN where another process searched.
+        searcher: what searched, with its version.
     """
 
     space: str
@@ -129,19 +135,30 @@ class Scored:
     share_at: dict[int, float]
     evaluations_to_good: float
     success: float
+    cpu_ms: float
+    searcher: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; what is no number is None."""
+        data = {**vars(self), "share_at": {str(k): v for k, v in self.share_at.items()}}
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in data.items()
+        }
 
 
 def summarise(
-    space: RecordedSpace, strategy: str, curves: Sequence[Floats], marks: Sequence[int]
+    space: RecordedSpace, strategy: str, runs: Sequence[FinishedRun], marks: Sequence[int] = MARKS
 ) -> Scored:
     """What a strategy's runs come to.
 
     Args:
         space: what was searched.
         strategy: its name.
-        curves: best time so far of every run, all as long as the last mark or the space.
+        runs: all as long as the last mark or the space.
         marks: numbers of evaluations to report.
     """
+    curves = [run.curve for run in runs]
     gained = score(space, curves, max(marks))
     needed, shares = [], {}
     for curve in curves:
@@ -161,4 +178,6 @@ def summarise(
         share_at=shares,
         evaluations_to_good=float(np.median(needed)),
         success=float(np.mean(np.isfinite(needed))),
+        cpu_ms=float(1e3 * np.mean([run.cpu_s / len(run.curve) for run in runs])),
+        searcher=runs[0].searcher,
     )

@@ -1,6 +1,7 @@
 """Recorded spaces: read in every form, searched again, scored against random sampling."""
 
 import gzip
+import importlib.util
 import itertools
 import json
 import math
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 
 from kernelforge.errors import TuneError
-from kernelforge.tune.recorded import RecordedSpace, read_space, write_t4
+from kernelforge.peers.searches import kernel_tuner_searches
+from kernelforge.tune.finished_runs import FinishedRun, FinishedRuns
+from kernelforge.tune.plain_optuna import replay_optuna
+from kernelforge.tune.recorded import RecordedSpace, read_space, write_cache, write_t4
 from kernelforge.tune.replay import expected_best, replay, score, summarise, window
 from tests.toolkit.cli_process import NO_VULKAN, kernelforge
 
@@ -55,6 +59,18 @@ def test_every_form_gives_the_same_space(tmp_path) -> None:
     found = read_space(tmp_path / "a.npz")
     assert found.runtimes[:2] == ((), (1.0, 3.0))
     assert found.optimum_ms == 2.0
+
+
+def test_the_cache_we_write_is_read_back_and_has_every_value_in_its_key(tmp_path) -> None:
+    known = space(failing=2)
+    write_cache(known, tmp_path / "cache.json")
+    found = read_space(tmp_path / "cache.json")
+    assert (found.configs, found.runtimes, found.reasons[0]) == (
+        known.configs, known.runtimes, "runtime",
+    )  # fmt: skip
+    document = json.loads((tmp_path / "cache.json").read_text())
+    assert list(document["cache"])[:2] == ["1,1,a", "1,1,b"]
+    assert document["tune_params"]["y"] == [1, 2, 4, 8]
 
 
 def test_what_we_write_is_the_open_schema_and_the_same_bytes_every_time(tmp_path) -> None:
@@ -131,7 +147,8 @@ def test_a_search_tries_nothing_twice_survives_failures_and_beats_random() -> No
     whole = replay(space(24), "mixed", 500, 1)
     assert len(whole) == 24
     assert whole[-1] == space(24).optimum_ms
-    found = summarise(known, "mixed", curves, (20, 60))
+    found = summarise(known, "mixed", [FinishedRun(c, 0.6, "us") for c in curves], (20, 60))
+    assert found.cpu_ms == pytest.approx(10)
     assert found.score > 0.3
     assert found.share_at[60] >= found.share_at[20] > 0
 
@@ -156,6 +173,8 @@ def test_the_command_scores_a_space_without_a_device_and_writes_it_as_t4(tmp_pat
     [
         (["--strategy", "best"], "--strategy best: there are"),
         (["--seeds", "0"], "--seeds 0: at least one"),
+        (["--against", "genetic"], "--against genetic: there are optuna, kernel_tuner"),
+        (["--against", "optuna:best"], "--against optuna:best: optuna has categorical, int"),
     ],
 )
 def test_wrong_options_of_a_replay_are_one_line(tmp_path, options, told) -> None:
@@ -174,3 +193,84 @@ def test_published_spaces_are_read_whole(name, size) -> None:
     found = read_space(SPACES / name)
     assert len(found.configs) == size
     assert 0 < found.near_optimum < 0.05
+
+
+@pytest.mark.parametrize("suggest", ["categorical", "int"])
+def test_plain_optuna_searches_the_same_space_and_counts_only_new_valid_configurations(
+    suggest,
+) -> None:
+    known = space(80, failing=10)
+    holed = RecordedSpace("holed", known.configs[::2], known.runtimes[::2], known.reasons[::2])
+    curve = replay_optuna(holed, suggest, 12, 1)
+    assert len(curve) == 12
+    assert set(curve[np.isfinite(curve)]) <= set(holed.times_ms)
+    assert np.array_equal(curve, np.minimum.accumulate(curve))
+    assert np.array_equal(curve, replay_optuna(holed, suggest, 12, 1))
+
+
+def test_finished_runs_are_kept_and_one_that_was_torn_is_forgotten(tmp_path) -> None:
+    path = tmp_path / "runs.jsonl"
+    curve = np.array([math.inf, 3.0, 3.0, 1.5])
+    runs = FinishedRuns(path)
+    for seed in (0, 1):
+        runs.add(space(), "mixed", seed, FinishedRun(curve, math.nan, "us 1"))
+    path.write_text(path.read_text()[:-9])
+    FinishedRuns(path).add(space(), "gp", 0, FinishedRun(curve, 0.5, "us 1"))
+    again = FinishedRuns(path)
+    kept = again.get(space(), "mixed", "us 1", 0, 4)
+    assert kept is not None
+    assert np.array_equal(kept.curve, curve)
+    assert math.isnan(kept.cpu_s)
+    assert again.get(space(), "mixed", "us 1", 1, 4) is None
+    assert again.get(space(), "mixed", "us 2", 0, 4) is None
+    assert again.get(space(232), "mixed", "us 1", 0, 4) is None
+    other = again.get(space(), "gp", "us 1", 0, 4)
+    assert other is not None
+    assert other.cpu_s == 0.5
+    path.write_text("{}\n")
+    with pytest.raises(TuneError, match="holds no finished run"):
+        FinishedRuns(path)
+
+
+def test_a_comparison_goes_on_where_it_stopped_and_writes_its_table(tmp_path) -> None:
+    path = tmp_path / "valley.json"
+    path.write_text(json.dumps(cache(space(64))))
+    command = (
+        "tune", "--replay", path, "--strategy", "random", "--against", "optuna:int",
+        "--runs", tmp_path / "runs.jsonl", "--scores", tmp_path / "scores",
+    )  # fmt: skip
+    assert kernelforge(*command, "--seeds", "1", **NO_VULKAN).returncode == 0
+    first = (tmp_path / "runs.jsonl").read_text()
+    done = kernelforge(*command, "--seeds", "2", **NO_VULKAN)
+    assert done.returncode == 0, done.stderr
+    second = (tmp_path / "runs.jsonl").read_text()
+    assert second.startswith(first)
+    assert len(second.splitlines()) == 4
+    page = (tmp_path / "scores" / "README.md").read_text()
+    assert "| optuna:int | 2 |" in page
+    assert str(tmp_path) not in page
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())["scores"]
+    assert [(s["strategy"], s["seeds"]) for s in scores] == [("random", 2), ("optuna:int", 2)]
+
+
+def test_a_tuner_that_is_not_there_is_left_out_with_its_reason(tmp_path) -> None:
+    path = tmp_path / "valley.json"
+    path.write_text(json.dumps(cache(space(64))))
+    done = kernelforge(
+        "tune", "--replay", path, "--strategy", "random", "--against", "kernel_tuner",
+        "--peer-python", tmp_path / "python", "--seeds", "1", **NO_VULKAN,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("kernel_tuner is left out: ") == 1
+    assert "kernel_tuner:" not in done.stdout
+
+
+def test_kernel_tuner_searches_a_space_that_we_hand_it() -> None:
+    if importlib.util.find_spec("kernel_tuner") is None:
+        pytest.skip("kernel_tuner is not installed beside us")
+    known = space(64, failing=5)
+    with kernel_tuner_searches(known, None) as searches:
+        assert searches.version.startswith("kernel_tuner ")
+        curve = searches.run("genetic_algorithm", 20, 1)
+        assert set(curve[np.isfinite(curve)]) <= set(known.times_ms)
+        assert np.array_equal(curve, searches.run("genetic_algorithm", 20, 1))

@@ -1,0 +1,122 @@
+"""How well searches did on recorded spaces, as tables, markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from kernelforge.errors import TuneError
+from kernelforge.report.tables import NONE, Column, Table
+from kernelforge.tune.replay import GOOD, MARKS, WINDOW, Scored
+
+HEADERS = (
+    "space", "strategy", "seeds", "P", "spread", *(f"at {mark}" for mark in MARKS),
+    "to 95 %", "reach it", "CPU ms",
+)  # fmt: skip
+SUMMARY = ("strategy", "mean P", "worst P", "on", "at 50, median", "searched by")
+_WORDS = frozenset({"space", "strategy", "on", "searched by"})
+_HEAD = """# Searches of recorded spaces
+
+Others measured every configuration of these spaces once, so that a search can be replayed and held
+against the true optimum, without a device. What counts is unique evaluations, failures included;
+time does not. Written by
+
+```sh
+{command}
+```
+
+## The spaces
+"""
+_MEANING = """
+## Over all spaces
+
+P is how much of the way from the expected best of random sampling to the optimum is won: 0 is
+random, 1 the optimum at once. It is averaged over the evaluations from where random sampling has
+come {low} of the way from the median to the optimum until it has come {high}, or until {last}.
+*at 50*: share of the optimum's speed after 50 evaluations, mean of the seeds, median of the spaces.
+"""
+_COLUMNS = """
+## Each space
+
+*spread*: standard deviation of P between seeds. *to {good}*: median evaluations until
+{good} of the optimum's speed is reached; {none} where most searches had not come there after
+{last}.
+*reach it*: searches that did. *CPU ms*: processor time per evaluation, where it was taken.
+"""
+
+
+def row(scored: Scored) -> list[str]:
+    """Cells of one strategy on one space."""
+    needed = scored.evaluations_to_good
+    return [
+        scored.space,
+        scored.strategy,
+        str(scored.seeds),
+        f"{scored.score:.3f}",
+        f"{scored.spread:.3f}" if math.isfinite(scored.spread) else NONE,
+        *(f"{scored.share_at[mark]:.3f}" for mark in MARKS),
+        f"{needed:.0f}" if math.isfinite(needed) else NONE,
+        f"{100 * scored.success:.0f} %",
+        f"{scored.cpu_ms:.1f}" if math.isfinite(scored.cpu_ms) else NONE,
+    ]
+
+
+def summary_rows(found: Sequence[Scored]) -> list[list[str]]:
+    """Cells of each strategy over all spaces, the best mean first."""
+    rows = []
+    for name in dict.fromkeys(scored.strategy for scored in found):
+        mine = [scored for scored in found if scored.strategy == name]
+        worst = min(mine, key=lambda scored: scored.score)
+        halves = sorted(scored.share_at[50] for scored in mine)
+        middle = (halves[(len(halves) - 1) // 2] + halves[len(halves) // 2]) / 2
+        mean = math.fsum(scored.score for scored in mine) / len(mine)
+        rows.append((mean, [
+            name, f"{mean:.3f}", f"{worst.score:.3f}", worst.space, f"{middle:.3f}", worst.searcher,
+        ]))  # fmt: skip
+    return [cells for _, cells in sorted(rows, key=lambda pair: -pair[0])]
+
+
+def write_scores(found: Sequence[Scored], command: str, folder: Path) -> None:
+    """Writes README.md and scores.json.
+
+    Args:
+        found: every strategy on every space.
+        command: that made it.
+        folder: made if it is not there.
+
+    Raises:
+        TuneError: it cannot be written.
+    """
+    document = {"command": command, "scores": [scored.to_json() for scored in found]}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "README.md").write_text(_markdown(found, command))
+        (folder / "scores.json").write_text(json.dumps(document, indent=1) + "\n")
+    except OSError as error:
+        raise TuneError(f"--scores {folder}: {error.strerror or error}") from None
+
+
+def _markdown(found: Sequence[Scored], command: str) -> str:
+    spaces = {scored.space: scored for scored in found}
+    low, high = (f"{100 * share:.0f} %" for share in WINDOW)
+    near = f"within {100 * (1 - GOOD):.0f} % of the best"
+    sizes = [[s.space, str(s.size), f"{100 * s.near_optimum:.2f} %"] for s in spaces.values()]
+    lines = [
+        _HEAD.format(command=command),
+        _table("spaces", ("space", "configurations", near), sizes),
+        _MEANING.format(low=low, high=high, last=max(MARKS)),
+        _table("summary", SUMMARY, summary_rows(found)),
+        _COLUMNS.format(good=f"{100 * GOOD:.0f} %", last=max(MARKS), none=NONE),
+    ]
+    for space in spaces:
+        best_first = sorted(found, key=lambda scored: -scored.score)
+        cells = [row(scored)[1:] for scored in best_first if scored.space == space]
+        lines += [f"\n### {space}\n", _table(space, HEADERS[1:], cells)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(name: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    columns = tuple(Column(title, title, title not in _WORDS) for title in headers)
+    return Table(name, name, columns, tuple(map(tuple, rows))).to_markdown()
