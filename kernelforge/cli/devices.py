@@ -18,6 +18,7 @@ HEADERS = (
 )  # fmt: skip
 EXACTNESS = {
     BundleMatch.EXACT: "exact",
+    BundleMatch.OTHER_PROCESSOR: "other processor",
     BundleMatch.OTHER_DRIVER: "other driver",
     BundleMatch.SIMILAR_DEVICE: "similar device",
     BundleMatch.OTHER_DEVICE: "other device",

@@ -11,7 +11,7 @@ from kernelforge.cli import options
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.cli.progress import ProgressBar
-from kernelforge_runtime.bundle import KernelSet
+from kernelforge_runtime.bundle import BundleMatch, KernelSet
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models import Model, Reference, load_model, load_reference
 from kernelforge_runtime.vk import open_device
@@ -62,6 +62,8 @@ def loaded(
         raise ModelError(f"{args.model}: no such file: check the path")
     with open_device(args.device) as device:
         kernels = KernelSet.open(device.info, args.bundle)
+        if kernels.located is not None and kernels.located.match is not BundleMatch.EXACT:
+            Output(args).note(kernels.located.reason)
         with ProgressBar(Output(args), "loading") as bar:
             model = load_model(
                 args.model,

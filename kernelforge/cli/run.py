@@ -16,7 +16,7 @@ from kernelforge.cli.loading import add_loading, loaded
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.cli.trace import trace_step
-from kernelforge_runtime.bundle import KernelSet
+from kernelforge_runtime.bundle import BundleMatch, KernelSet
 from kernelforge_runtime.engine.generate import Statistics, generate
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models import Model, Reference
@@ -58,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     with loaded(args) as (model, kernels):
         load_s = time.perf_counter() - started
-        if kernels is not None and kernels.located is not None and args.stats:
-            output.note(kernels.located.reason)
+        located = kernels.located if kernels is not None else None
+        if located is not None and located.match is BundleMatch.EXACT and args.stats:
+            output.note(located.reason)  # what is not exact was said while loading
         state = model.load_state(args.load_state) if args.load_state else model.new_state()
         tokenizer = load_tokenizer(args.tokenizer, model.config.vocab)
         counted = Statistics()

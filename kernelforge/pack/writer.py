@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from kernelforge import __version__
@@ -100,7 +101,7 @@ def pack(
                     **{w.family: w.template_sha256 for w in winners},
                 }
                 old = _merge(root / slug, fingerprint, toolchain, hashes, entries, modules)
-                limits = limits or old
+                limits, fingerprint = limits or old[0], old[1]
             manifest = Manifest(fingerprint, toolchain, tuple(entries.values()), limits)
             text = manifest.to_bytes()
             kernels = write_container(hashlib.sha256(text).hexdigest(), modules)
@@ -161,23 +162,41 @@ def _merge(
     template_hashes: Mapping[str, str],
     entries: dict[object, Entry],
     modules: dict[str, bytes],
-) -> tuple[tuple[str, float], ...]:
-    """Adds what is still good of an existing bundle; gives its ceilings."""
+) -> tuple[tuple[tuple[str, float], ...], Fingerprint]:
+    """Adds what is still good of an existing bundle.
+
+    Returns:
+        Its ceilings, and the fingerprint that is true of old and new entries alike.
+    """
     bundle = open_bundle(folder)
     old = bundle.manifest
-    if old.device != fingerprint:
-        _log.warning("%s: was tuned under another driver; nothing of it is kept", folder)
-        return ()
+    if _as_known(fingerprint, old.device) != old.device:
+        differing = old.device.differences(fingerprint) or [("set of limits", "other ones", "")]
+        what, there, _ = differing[0]
+        _log.warning("%s: tuned with another %s, %s: nothing is kept", folder, what, there)
+        return (), fingerprint
     if (old.toolchain.glslang, old.toolchain.flags) != (toolchain.glslang, toolchain.flags):
         _log.warning("%s: was compiled by another compiler; nothing of it is kept", folder)
-        return old.ceilings
+        return old.ceilings, fingerprint
+    kept = 0
     for entry in old.entries:
         if template_hashes.get(entry.family, entry.template_sha256) != entry.template_sha256:
             _log.info("%s on %s: template has changed; not kept", entry.variant, entry.problem)
         elif entry.key not in entries:
             entries[entry.key] = entry
             modules[entry.module_sha256] = bundle.module(entry).spirv
-    return old.ceilings
+            kept += 1
+    if kept and fingerprint.processor and not old.device.processor:
+        _log.warning("%s: keeps kernels that were tuned on a processor not known", folder)
+        fingerprint = replace(fingerprint, processor="")
+    return old.ceilings, fingerprint
+
+
+def _as_known(fingerprint: Fingerprint, old: Fingerprint) -> Fingerprint:
+    """The fingerprint without what an older one does not know either."""
+    version = fingerprint.api_version if old.api_version is not None else None
+    processor = fingerprint.processor if old.processor else ""
+    return replace(fingerprint, api_version=version, processor=processor)
 
 
 @contextmanager

@@ -207,7 +207,8 @@ def _card(known: Fingerprint | None) -> tuple[tuple[str, str], ...]:
     size, smallest, largest = known.subgroup
     limits = dict(known.limits)
     subgroup = str(size) if smallest == largest else f"{size} ({smallest} to {largest})"
-    facts = [
+    facts = [("Processor", known.processor)] if known.processor else []
+    facts += [
         ("Subgroup size", subgroup),
         ("Invocations per workgroup", f"{limits['max_workgroup_invocations']}"),
         ("Shared memory", f"{int(str(limits['max_shared_memory'])) / 1024:.0f} KiB"),

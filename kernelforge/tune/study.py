@@ -293,12 +293,14 @@ def study_name(
 ) -> str:
     """Name of a study: `llvmpipe/gemv/f16/M768.K768/1a2b3c4d`.
 
-    The last part changes with the driver, the template and the valid configurations: times from
-    before such a change are not comparable.
+    The last part changes with the driver, a software device's processor, the template and the
+    valid configurations: times from before such a change are not comparable.
     """
     info = device.info
     template = render(family, precision, configs[0]).template_sha256 if configs else ""
     known = [info.driver_name, info.driver_info, info.driver_version, template, list(configs)]
+    if info.processor:
+        known.append(info.processor)
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
     return f"{info.slug}/{family.name}/{precision}/{problem}/{digest}"
 

@@ -44,7 +44,7 @@ def load_bundle(device: Device, path: str | os.PathLike[str] | None = None) -> K
     Raises:
         BundleError: there is no usable bundle, or the one asked for is damaged.
     """
-    return KernelSet.open(device.info, path)
+    return KernelSet.open(device.info, path).tell()
 
 
 def load_model(

@@ -41,7 +41,7 @@ def test_the_ladder_goes_from_exact_to_generic(tuned: Path) -> None:
     assert (generic.bundle_path, generic.match) == (tuned / "generic", BundleMatch.GENERIC)
     assert generic.reason == (
         'no bundle for "other-z9"; using generic (slower). '
-        "Tune one: kernelforge tune --device other-z9"
+        "Tune one: kernelforge tune --device other-z9 --model FILE"
     )
     for located in (other, similar, generic):
         assert "kernelforge tune --device" in located.reason
@@ -56,6 +56,41 @@ def test_any_sign_of_another_driver_counts(tuned: Path) -> None:
         replace(DEVICE, features=DEVICE.features | {"float16"}),
     ):
         assert locate(other, search=[tuned]).match is BundleMatch.OTHER_DRIVER
+
+
+def test_the_processor_behind_a_software_device_counts(tmp_path: Path) -> None:
+    here = replace(DEVICE, device_type="cpu", processor="Fast 9000")
+    folder = write_bundle(tmp_path / "example-x1", here)
+    assert locate(here, search=[tmp_path]).match is BundleMatch.EXACT
+    located = locate(replace(here, processor="Slow 10"), search=[tmp_path])
+    assert located.match is BundleMatch.OTHER_PROCESSOR
+    assert "another processor Fast 9000 (here: Slow 10); its kernels" in located.reason
+    assert f"kernelforge inspect {folder} --check --device example-x1" in located.reason
+    both = locate(replace(here, processor="Slow 10", driver_info="2.0"), search=[tmp_path])
+    assert both.match is BundleMatch.OTHER_DRIVER
+    assert "driver example 1.0 (here: example 2.0), processor Fast 9000 (here:" in both.reason
+
+
+def test_a_bundle_that_kept_no_processor_is_exact_and_says_that_it_is_not_known(
+    tuned: Path,
+) -> None:
+    located = locate(replace(DEVICE, processor="Fast 9000"), search=[tuned])
+    assert located.match is BundleMatch.EXACT
+    assert "on which processor was not kept" in located.reason
+
+
+def test_every_difference_is_named(tuned: Path) -> None:
+    for other, says in (
+        (replace(DEVICE, driver_version=101), "example 1.0 (100) (here: example 1.0 (101))"),
+        (replace(DEVICE, features=DEVICE.features | {"float16"}), "(here: with float16)"),
+        (replace(DEVICE, subgroup_size=64), "subgroup size 32 (32 to 32) (here: 64 (32 to 32))"),
+        (replace(DEVICE, api_version=(1, 3, 1)), "Vulkan 1.2.0 (here: 1.3.1)"),
+        (replace(DEVICE, device_id=8), "device id 0x7 (here: 0x8)"),
+    ):
+        located = locate(other, search=[tuned])
+        assert located.match is BundleMatch.OTHER_DRIVER
+        assert says in located.reason
+        assert "\n" not in located.reason
 
 
 def test_another_capability_class_is_not_similar(tuned: Path) -> None:
@@ -135,7 +170,7 @@ def test_no_bundle_at_all_says_where_it_looked_and_what_to_do(tmp_path: Path) ->
         locate(DEVICE, search=[tmp_path, tmp_path / "nowhere"])
     assert str(caught.value) == (
         f'no bundle for "example-x1" and no generic one in {tmp_path}; '
-        "tune one: kernelforge tune --device example-x1"
+        "tune one: kernelforge tune --device example-x1 --model FILE"
     )
     with pytest.raises(BundleError, match="no folder at all"):
         locate(DEVICE, search=[])

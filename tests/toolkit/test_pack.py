@@ -167,6 +167,30 @@ def test_merge_keeps_nothing_of_another_driver_or_compiler(tmp_path: Path) -> No
     assert [e.problem["N"] for e in open_bundle(path).entries] == [3]
 
 
+def test_merge_keeps_nothing_of_another_processor(tmp_path: Path) -> None:
+    fast, slow = (replace(DEVICE, processor=name) for name in ("Fast 9000", "Slow 10"))
+    pack(tmp_path, fast, [candidate(1)], toolchain=TOOLCHAIN)
+    path = pack(tmp_path, slow, [candidate(2)], toolchain=TOOLCHAIN, merge=True)
+    found = open_bundle(path)
+    assert [e.problem["N"] for e in found.entries] == [2]
+    assert found.manifest.device.processor == "Slow 10"
+
+
+def test_merge_with_kernels_of_a_processor_not_known_claims_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pack(tmp_path, DEVICE, [candidate(1)], toolchain=TOOLCHAIN)
+    here = replace(DEVICE, processor="Fast 9000")
+    path = pack(tmp_path, here, [candidate(2)], toolchain=TOOLCHAIN, merge=True)
+    found = open_bundle(path)
+    assert [e.problem["N"] for e in found.entries] == [1, 2]
+    assert found.manifest.device.processor == ""
+    assert "a processor not known" in caplog.text
+    replaced = [candidate(1), candidate(2)]
+    pack(tmp_path, here, replaced, toolchain=TOOLCHAIN, merge=True)
+    assert open_bundle(path).manifest.device.processor == "Fast 9000"
+
+
 def test_merge_with_a_damaged_bundle_is_an_error(tmp_path: Path) -> None:
     path = pack(tmp_path, DEVICE, [candidate()])
     (path / "kernels.safetensors").write_bytes(b"nonsense")

@@ -38,7 +38,11 @@ they are ("subgroup" or "workgroup"), invocations of such a workgroup, and the l
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """One physical device as the kernels see it. Sizes in bytes, periods in ns."""
+    """One physical device as the kernels see it. Sizes in bytes, periods in ns.
+
+    Attributes:
+        processor: model of the processor that a device of type "cpu" computes on; empty for others.
+    """
 
     name: str
     device_type: str  # "discrete" "integrated" "virtual" "cpu" "other"
@@ -66,6 +70,7 @@ class DeviceInfo:
     features: frozenset[str]
     cooperative_shapes: tuple[CooperativeShape, ...] = ()
     flexible_matrices: tuple[FlexibleMatrix, ...] = ()
+    processor: str = ""
 
     @property
     def slug(self) -> str:
@@ -90,10 +95,10 @@ class DeviceInfo:
     def from_json(cls, data: dict[str, Any]) -> DeviceInfo:
         """Reads what `to_json` wrote; KeyError or TypeError for a wrong form.
 
-        The tables of matrices may be missing: they were not always written.
+        The tables of matrices and the processor may be missing: they were not always written.
         """
         tables = {name: [tuple(shape) for shape in data.get(name, [])] for name in _TABLES}
-        data = {**data, **tables}
+        data = {"processor": "", **data, **tables}
         known = {f.name: data[f.name] for f in fields(cls)}
         for key, value in known.items():
             if isinstance(value, list):

@@ -32,6 +32,8 @@ from kernelforge_runtime.errors import BundleError, SpirvError
 MANIFEST_FILE = "manifest.json"
 KERNELS_FILE = "kernels.safetensors"
 
+_RAN_BEFORE = (BundleMatch.EXACT, BundleMatch.OTHER_PROCESSOR)
+"""Where device and driver are those that ran and verified every module."""
 _ATTEMPTS = 10  # to find a folder that is not being replaced
 
 
@@ -133,7 +135,7 @@ class Bundle:
         kept, skipped = [], []
         for entry in self.manifest.entries:
             reason = why_not(entry.signature, device)
-            if reason is None and self.match is not BundleMatch.EXACT:
+            if reason is None and self.match not in _RAN_BEFORE:
                 reason = self._refusal(entry)
             if reason is None:
                 kept.append(entry)

@@ -33,6 +33,7 @@ class BundleMatch(Enum):
     """How a bundle's device relates to the one at hand, best first."""
 
     EXACT = "tuned on this device and driver"
+    OTHER_PROCESSOR = "tuned on this device on another processor"
     OTHER_DRIVER = "tuned on this device under another driver"
     SIMILAR_DEVICE = "tuned on a similar device"
     OTHER_DEVICE = "tuned on another device"
@@ -45,6 +46,9 @@ class Fingerprint:
 
     Attributes:
         limits: limits by DeviceInfo's names; three numbers where the limit has three axes.
+        api_version: newest version of Vulkan that the driver offers; None where it was not kept.
+        processor: model of the processor behind a device of type "cpu", whose speed is the
+            device's; empty where it was not kept, and for other devices.
     """
 
     name: str
@@ -59,6 +63,8 @@ class Fingerprint:
     """Subgroup size: usual, smallest, largest."""
     features: frozenset[str]
     limits: tuple[tuple[str, int | tuple[int, ...]], ...]
+    api_version: tuple[int, ...] | None = None
+    processor: str = ""
 
     @classmethod
     def of(cls, info: DeviceInfo) -> Fingerprint:
@@ -76,6 +82,8 @@ class Fingerprint:
             subgroup=(info.subgroup_size, info.subgroup_min, info.subgroup_max),
             features=info.features,
             limits=tuple(sorted(limits.items())),
+            api_version=info.api_version,
+            processor=info.processor,
         )
 
     @property
@@ -92,7 +100,13 @@ class Fingerprint:
         """Form kept in manifests."""
         size, smallest, largest = self.subgroup
         limits = {k: list(v) if isinstance(v, tuple) else v for k, v in self.limits}
+        kept: dict[str, Any] = {}
+        if self.api_version is not None:
+            kept["api_version"] = list(self.api_version)
+        if self.processor:
+            kept["processor"] = self.processor
         return {
+            **kept,
             "device_id": self.device_id,
             "device_type": self.device_type,
             "driver_info": self.driver_info,
@@ -109,7 +123,7 @@ class Fingerprint:
     @classmethod
     def from_json(cls, data: Any) -> Fingerprint:
         """Reads what `to_json` wrote; a wrong form raises BundleError."""
-        record(data, _KEYS)
+        record(data, _KEYS, optional=_LATER_KEYS)
         subgroup = record(data["subgroup"], ("max", "min", "size"))
         limits: dict[str, int | tuple[int, ...]] = {}
         record(data["limits"], (*_LIMITS, *_LIMITS_3D))
@@ -140,6 +154,8 @@ class Fingerprint:
             ),
             features=frozenset(features),
             limits=tuple(sorted(limits.items())),
+            api_version=_version(data["api_version"]) if "api_version" in data else None,
+            processor=printable(data.get("processor", ""), "processor"),
         )
 
     def match(self, device: DeviceInfo) -> BundleMatch:
@@ -148,16 +164,44 @@ class Fingerprint:
             return BundleMatch.GENERIC
         other = Fingerprint.of(device)
         if (self.slug, self.vendor_id) == (other.slug, other.vendor_id):
-            # driver_info too: software devices give 1 as the version of every driver.
-            names = ("device_id", "driver_name", "driver_info", "driver_version")
-            same = all(
-                getattr(self, name) == getattr(other, name)
-                for name in (*names, "subgroup", "features")
-            )
-            return BundleMatch.EXACT if same else BundleMatch.OTHER_DRIVER
+            differing = self.differences(other)
+            if not differing:
+                return BundleMatch.EXACT
+            only = [name for name, _, _ in differing] == ["processor"]
+            return BundleMatch.OTHER_PROCESSOR if only else BundleMatch.OTHER_DRIVER
         if self.capability_class == other.capability_class:
             return BundleMatch.SIMILAR_DEVICE
         return BundleMatch.OTHER_DEVICE
+
+    def differences(self, other: Fingerprint) -> list[tuple[str, str, str]]:
+        """What tells two fingerprints of one device apart: name, here, there; empty if nothing.
+
+        What one of them does not know is no difference.
+        """
+        found = []
+        # driver_info too: software devices give 1 as the version of every driver.
+        names = ("driver_name", "driver_info", "driver_version")
+        if any(getattr(self, name) != getattr(other, name) for name in names):
+            mine, theirs = self.driver, other.driver
+            if mine == theirs:
+                mine, theirs = (f"{f.driver} ({f.driver_version})" for f in (self, other))
+            found.append(("driver", mine, theirs))
+        if self.device_id != other.device_id:
+            found.append(("device id", f"{self.device_id:#x}", f"{other.device_id:#x}"))
+        if self.subgroup != other.subgroup:
+            mine, theirs = (f"{s} ({a} to {b})" for s, a, b in (self.subgroup, other.subgroup))
+            found.append(("subgroup size", mine, theirs))
+        if self.features != other.features:
+            gone, new = self.features - other.features, other.features - self.features
+            found.append(("features", _names("with", gone), _names("with", new)))
+        if None not in (self.api_version, other.api_version) and (
+            self.api_version != other.api_version
+        ):
+            mine, theirs = (".".join(map(str, f.api_version or ())) for f in (self, other))
+            found.append(("Vulkan", mine, theirs))
+        if self.processor and other.processor and self.processor != other.processor:
+            found.append(("processor", self.processor, other.processor))
+        return found
 
     @property
     def capability_class(self) -> tuple[int, tuple[int, int, int], frozenset[str]]:
@@ -178,6 +222,17 @@ _KEYS = (
     "subgroup",
     "vendor_id",
 )
+_LATER_KEYS = ("api_version", "processor")
+"""Not in every manifest: they were not kept from the beginning, or say nothing of the device."""
+
+
+def _version(data: Any) -> tuple[int, ...]:
+    parts = listed(data, "api_version", 3, 3)
+    return tuple(count(part, "api_version", _U32) for part in parts)
+
+
+def _names(before: str, features: frozenset[str]) -> str:
+    return f"{before} {', '.join(sorted(features))}" if features else "no others"
 
 
 def why_not(signature: Signature, device: DeviceInfo) -> str | None:

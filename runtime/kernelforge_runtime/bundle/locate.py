@@ -25,7 +25,12 @@ MAX_FOLDERS = 1000
 _log = logging.getLogger(__name__)
 
 # Best first; a bundle of an unlike device is only used when it is asked for by its path.
-_ORDER = (BundleMatch.EXACT, BundleMatch.OTHER_DRIVER, BundleMatch.SIMILAR_DEVICE)
+_ORDER = (
+    BundleMatch.EXACT,
+    BundleMatch.OTHER_PROCESSOR,
+    BundleMatch.OTHER_DRIVER,
+    BundleMatch.SIMILAR_DEVICE,
+)
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,7 @@ def locate_generic(device: DeviceInfo, search: Iterable[Traversable] | None = No
             return Located(folder, BundleMatch.GENERIC, reason)
     where = ", ".join(str(p) for p in places) or "no folder at all"
     raise BundleError(
-        f'no bundle for "{device.slug}" and no generic one in {where}; '
-        f"tune one: kernelforge tune --device {device.slug}"
+        f'no bundle for "{device.slug}" and no generic one in {where}; tune one: {_advice(device)}'
     )
 
 
@@ -140,13 +144,17 @@ def _fingerprint(folder: Path) -> Fingerprint | None:
 
 
 def _reason(device: DeviceInfo, folder: Path, tuned: Fingerprint, match: BundleMatch) -> str:
-    advice = f"kernelforge tune --device {device.slug}"
+    advice = _advice(device)
     if match is BundleMatch.EXACT:
-        return f'using the bundle in {folder}, tuned for "{device.slug}" and this driver.'
-    if match is BundleMatch.OTHER_DRIVER:
+        where = "; on which processor was not kept" if device.processor != tuned.processor else ""
+        return f'using the bundle in {folder}, tuned for "{device.slug}" and this driver{where}.'
+    if match in (BundleMatch.OTHER_DRIVER, BundleMatch.OTHER_PROCESSOR):
+        differing = tuned.differences(Fingerprint.of(device))
+        listed = ", ".join(f"{what} {there} (here: {here})" for what, there, here in differing)
         return (
-            f'using the bundle in {folder}, tuned for "{device.slug}" with the driver '
-            f"{tuned.driver} (here: {Fingerprint.of(device).driver}). Tune it again: {advice}"
+            f'using the bundle in {folder}, tuned for "{device.slug}" with another {listed}; its '
+            f"kernels were verified there, not here: kernelforge inspect {folder} --check "
+            f"--device {device.slug} verifies them. Tune it again: {advice}"
         )
     if match is BundleMatch.GENERIC:
         return f'no bundle for "{device.slug}"; using generic (slower). Tune one: {advice}'
@@ -155,3 +163,7 @@ def _reason(device: DeviceInfo, folder: Path, tuned: Fingerprint, match: BundleM
         f'no bundle for "{device.slug}"; using the one of "{tuned.slug}", {kind} (slower). '
         f"Tune one: {advice}"
     )
+
+
+def _advice(device: DeviceInfo) -> str:
+    return f"kernelforge tune --device {device.slug} --model FILE"

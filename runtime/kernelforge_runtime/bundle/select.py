@@ -168,6 +168,12 @@ class KernelSet:
                 located = located if len(bundles) > 1 else generic
         return cls(bundles, located)
 
+    def tell(self) -> KernelSet:
+        """Logs, as a warning, what keeps the located bundle from being exact; gives itself."""
+        if self.located is not None and self.located.match is not BundleMatch.EXACT:
+            _log.warning("%s", self.located.reason)
+        return self
+
     @property
     def sha256(self) -> str:
         """Names the kernels: the hashes of all bundles, for caches that depend on them."""

@@ -396,5 +396,5 @@ def load_model(
         OutOfMemoryError: it does not fit the device.
     """
     with open_checkpoint(path) as checkpoint:
-        kernels = bundle if bundle is not None else KernelSet.open(device.info)
+        kernels = bundle if bundle is not None else KernelSet.open(device.info).tell()
         return Model(checkpoint, device, kernels, weights, activations, slots, progress)

@@ -7,6 +7,7 @@ from typing import Any
 from kernelforge_runtime.abi.device_info import CooperativeShape, DeviceInfo, FlexibleMatrix
 from kernelforge_runtime.vk import flexible
 from kernelforge_runtime.vk.loader import Instance, check
+from kernelforge_runtime.vk.processor import processor_name
 
 _TYPES = {0: "other", 1: "integrated", 2: "discrete", 3: "virtual", 4: "cpu"}
 _SUBGROUP_BITS = {
@@ -117,9 +118,10 @@ class PhysicalDevice:
         stages = int(size_control.requiredSubgroupSizeStages) if controlled else 0
         if not stages & _COMPUTE_STAGE:
             features.discard("subgroup_size_control")
+        device_type = _TYPES.get(int(plain.deviceType), "other")
         return DeviceInfo(
             name=ffi.string(plain.deviceName).decode(errors="replace"),
-            device_type=_TYPES.get(int(plain.deviceType), "other"),
+            device_type=device_type,
             vendor_id=int(plain.vendorID),
             device_id=int(plain.deviceID),
             driver_name=ffi.string(driver.driverName).decode(errors="replace"),
@@ -144,6 +146,7 @@ class PhysicalDevice:
             features=frozenset(features),
             cooperative_shapes=shapes,
             flexible_matrices=matrices,
+            processor=processor_name() if device_type == "cpu" else "",
         )
 
     def _features(self, version: int) -> list[str]:
