@@ -20,6 +20,8 @@ from kernelforge_runtime.errors import SpirvError
 
 FEATURE_EXTENSIONS = {
     "cooperative_matrix": "GL_KHR_cooperative_matrix",
+    # Older compilers do not know GL_EXT_integer_dot_product, but this knows any instruction.
+    "integer_dot": "GL_EXT_spirv_intrinsics",
     **dict.fromkeys(
         ("matrix_elements", "matrix_flexible", "matrix_tensors", "matrix_workgroup"),
         "GL_NV_cooperative_matrix2",

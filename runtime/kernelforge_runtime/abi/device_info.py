@@ -12,6 +12,7 @@ FEATURES = (
     "float16",
     "int64",
     "int8",
+    "integer_dot",
     "matrix_elements",
     "matrix_flexible",
     "matrix_tensors",

@@ -33,16 +33,19 @@ CAPABILITIES: dict[int, tuple[str, str]] = {
     5433: ("CooperativeMatrixTensorAddressingNV", "matrix_tensors"),
     5439: ("TensorAddressingNV", "matrix_tensors"),
     5347: ("PhysicalStorageBufferAddresses", "buffer_device_address"),
+    6018: ("DotProductInput4x8BitPacked", "integer_dot"),
+    6019: ("DotProduct", "integer_dot"),
     6022: ("CooperativeMatrixKHR", "cooperative_matrix"),
 }
 """Every capability that a kernel may use. There is no feature for the others, so no device that
-was asked whether it has them: Int16, Vote, DotProduct and the like are refused."""
+was asked whether it has them: Int16, Vote, Float64 and the like are refused."""
 
 EXTENSIONS = frozenset(
     {
         "SPV_KHR_16bit_storage",
         "SPV_KHR_8bit_storage",
         "SPV_KHR_cooperative_matrix",
+        "SPV_KHR_integer_dot_product",
         "SPV_KHR_physical_storage_buffer",
         "SPV_KHR_storage_buffer_storage_class",
         "SPV_KHR_vulkan_memory_model",

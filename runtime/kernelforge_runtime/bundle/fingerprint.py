@@ -16,6 +16,9 @@ SLUG = re.compile(r"[a-z0-9]+([.-]+[a-z0-9]+)*")
 """Device slugs that may name a folder: no separator, nothing hidden, never `.` or `..`."""
 FEATURE = re.compile(r"[a-z][a-z0-9_]*")
 MAX_FEATURES = 64
+_NOT_KEPT = frozenset({"integer_dot"})
+"""Features that tell nothing of a device which its driver does not, asked for since bundles exist:
+one that was tuned before is tuned for the same device. Each kernel names what it needs itself."""
 _U32 = 2**32 - 1
 _U64 = 2**64 - 1
 
@@ -80,7 +83,7 @@ class Fingerprint:
             driver_info=info.driver_info,
             driver_version=info.driver_version,
             subgroup=(info.subgroup_size, info.subgroup_min, info.subgroup_max),
-            features=info.features,
+            features=info.features - _NOT_KEPT,
             limits=tuple(sorted(limits.items())),
             api_version=info.api_version,
             processor=info.processor,

@@ -16,6 +16,7 @@ from kernelforge_runtime.vk.buffer import Buffer
 from kernelforge_runtime.vk.loader import Instance, check
 from kernelforge_runtime.vk.physical import (
     COOPERATIVE_MATRIX,
+    INTEGER_DOT,
     PhysicalDevice,
     enumerate_physical,
 )
@@ -86,17 +87,22 @@ class Device:
         v11.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_FEATURES
         v11.storageBuffer16BitAccess = "storage16" in offered
         v11.pNext = v12
-        sizes: Any = ffi.NULL
-        if "subgroup_size_control" in offered:
-            if is_13:
-                sizes = ffi.new("VkPhysicalDeviceVulkan13Features*")
-                sizes.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_3_FEATURES
-            else:
-                extensions.append(ffi.new("char[]", b"VK_EXT_subgroup_size_control"))
-                sizes = ffi.new("VkPhysicalDeviceSubgroupSizeControlFeatures*")
-                sizes.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES
-            sizes.subgroupSizeControl = 1
-            v12.pNext = sizes
+        controlled, dots = "subgroup_size_control" in offered, "integer_dot" in offered
+        if is_13:
+            v13 = ffi.new("VkPhysicalDeviceVulkan13Features*")
+            v13.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_3_FEATURES
+            v13.subgroupSizeControl, v13.shaderIntegerDotProduct = controlled, dots
+            v12.pNext = v13
+        elif controlled:
+            extensions.append(ffi.new("char[]", b"VK_EXT_subgroup_size_control"))
+            sizes = ffi.new("VkPhysicalDeviceSubgroupSizeControlFeatures*")
+            sizes.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES
+            sizes.subgroupSizeControl, v12.pNext = 1, sizes
+        if dots and not is_13:
+            extensions.append(ffi.new("char[]", INTEGER_DOT.encode()))
+            added = ffi.new("VkPhysicalDeviceShaderIntegerDotProductFeatures*")
+            added.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_FEATURES
+            added.shaderIntegerDotProduct, added.pNext, v12.pNext = 1, v12.pNext, added
         matrices = ffi.new("VkPhysicalDeviceCooperativeMatrixFeaturesKHR*")
         matrices.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR
         matrices.cooperativeMatrix, matrices.pNext = 1, v11

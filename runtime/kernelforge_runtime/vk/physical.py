@@ -20,6 +20,8 @@ _SUBGROUP_SCOPE = 3
 _COMPONENTS = {0: "f16", 1: "f32", 2: "f64", 3: "i8", 5: "i32", 7: "u8", 9: "u32"}
 """VkComponentTypeKHR by its number, as far as devices multiply them."""
 COOPERATIVE_MATRIX = "VK_KHR_cooperative_matrix"
+INTEGER_DOT = "VK_KHR_shader_integer_dot_product"
+"""By this extension, or as a part of Vulkan 1.3."""
 
 
 class PhysicalDevice:
@@ -171,6 +173,10 @@ class PhysicalDevice:
         matrices = ffi.new("VkPhysicalDeviceCooperativeMatrixFeaturesKHR*")
         matrices.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR
         matrices.pNext = v11
+        dots = ffi.new("VkPhysicalDeviceShaderIntegerDotProductFeatures*")
+        dots.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_FEATURES
+        if not is_13 and INTEGER_DOT in self.extensions:
+            dots.pNext, v12.pNext = v12.pNext, dots
         cooperative = COOPERATIVE_MATRIX in self.extensions
         all_features = ffi.new("VkPhysicalDeviceFeatures2*")
         all_features.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2
@@ -185,6 +191,7 @@ class PhysicalDevice:
             and v12.vulkanMemoryModelDeviceScope,
             "float16": v12.shaderFloat16,
             "int8": v12.shaderInt8,
+            "integer_dot": v13.shaderIntegerDotProduct or dots.shaderIntegerDotProduct,
             "int64": all_features.features.shaderInt64,
             "storage16": v11.storageBuffer16BitAccess,
             "storage8": v12.storageBuffer8BitAccess,
