@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kernelforge.choices import ADDRESS, activation_bits, addressing, refuses_matrices
+from kernelforge.choices import (
+    ADDRESS,
+    WORD,
+    activation_bits,
+    addressing,
+    refuses_matrices,
+    word_features,
+)
 from kernelforge.family import KernelFamily
 from kernelforge.products import (
     PRODUCT_CONSTANTS,
@@ -45,7 +52,7 @@ def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
         workgroup=p["WORKGROUP"],
         subgroup=0 if tiled else p["WORKGROUP"],
         addressing=addressing(p),
-        features=() if tiled else ("subgroup_shuffle",),
+        features=word_features(p) + (() if tiled else ("subgroup_shuffle",)),
         fixed=(("X", p["X"]), ("Y", p["Y"])),
     )
 
@@ -56,10 +63,12 @@ _NARROW: dict[str, int | str] = {"UNPACK": "half"}
 """What those do not vary: integer operations are a way around slow conversions in software."""
 _TILE = {"BM": 32, "BT": 32, "BK": 32}
 """What tiles alone vary."""
+_BROADCAST: dict[str, int | str] = {"SPREAD": "k", "WORD": 32}
+"""What the other form alone varies: a tile's loads are few beside its products."""
 
 
 def _only_where_it_matters(p: Mapping[str, Any]) -> bool:
-    fixed: dict[str, int | str] = dict(_TILE if p["FORM"] == "broadcast" else {})
+    fixed: dict[str, int | str] = dict(_TILE if p["FORM"] == "broadcast" else _BROADCAST)
     fixed |= _WIDE if p["FORM"] == "broadcast" or p["BM"] <= 32 else _NARROW
     return all(p[name] == value for name, value in fixed.items())
 
@@ -113,7 +122,9 @@ GEMM = KernelFamily(
         Choice("STRIP", (0, 8), default=0),
         Choice("GROUP", (0, 8), default=0),
         Choice("UNPACK", ("half", "shift"), default="half"),
+        Choice("SPREAD", ("k", "tokens"), default="k"),
         ADDRESS,
+        WORD,
         *activation_bits("X", "Y"),
         LAYOUT,
         Constraint(
@@ -139,6 +150,11 @@ GEMM = KernelFamily(
                 )
             ),
         ),
+        Constraint(
+            "every lane has as many tokens as the others",
+            lambda p, d: p["SPREAD"] == "k" or p["TT"] % p["WORKGROUP"] == 0,
+        ),
+        Constraint("long words are read by address", lambda p, d: p["WORD"] == 32 or p["ADDRESS"]),
         Constraint(
             "rows that lie together are a workgroup's, and loaded whole",
             lambda p, d: (

@@ -17,7 +17,16 @@ SMALL_TILE = {"FORM": "tile", "BM": 16, "BT": 8, "BK": 16, "TM": 2, "TT": 4, "WO
 TALL_TILE = {"FORM": "tile", "BM": 32, "BT": 64, "BK": 32, "TM": 4, "TT": 8, "WORKGROUP": 64}
 TALL_TILE |= {"ADDRESS": True}  # checked access to so many takes long to compile
 BROADCAST = {"FORM": "broadcast", "WORKGROUP": 8, "BM": 32, "BT": 32, "BK": 32, "TM": 2, "TT": 4}
-FORMS = (SMALL_TILE, TALL_TILE, BROADCAST, {**BROADCAST, "TM": 4, "TT": 12, "ADDRESS": True})
+BY_TOKENS = {**BROADCAST, "TM": 4, "TT": 8, "SPREAD": "tokens"}
+LONG_WORDS = {"ADDRESS": True, "WORD": 64}
+FORMS = (
+    SMALL_TILE,
+    TALL_TILE,
+    BROADCAST,
+    {**BROADCAST, **LONG_WORDS, "TM": 4, "TT": 12},
+    BY_TOKENS,
+    {**BY_TOKENS, **LONG_WORDS},
+)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 33, 65])
