@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from kernelforge.errors import PackError
 from kernelforge.measure.measurement import Measurement
+from kernelforge.pack.cover import smallest_cover
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Layouts
+
+Key = tuple[str, str, Problem, Layouts]
+"""Family, precision, problem, and how its operands lie in memory."""
 
 
 class Verification(Protocol):
@@ -56,7 +60,7 @@ class Winner:
     glsl_sha256: str
 
     @property
-    def key(self) -> tuple[str, str, Problem, Layouts]:
+    def key(self) -> Key:
         """What the winner is the answer to: a problem, for operands that lie in memory so."""
         return self.family, self.precision, self.problem, self.module.signature.layouts
 
@@ -107,7 +111,7 @@ def winner(
 
 
 def choose(candidates: Iterable[Winner], slack: float = 0.0) -> list[Winner]:
-    """The fastest verified candidate of each problem and layout, in the order of these.
+    """The verified winner of each problem and layout, from as few modules as the slack allows.
 
     One for each layout, since a matrix is kept in one layout for all families: which of them that
     is shows when all are measured, and the runtime chooses when it loads the matrix.
@@ -118,33 +122,90 @@ def choose(candidates: Iterable[Winner], slack: float = 0.0) -> list[Winner]:
             another problem uses anyway. With 0.03 a bundle usually needs a few modules per
             family, and pipelines to match, at no loss that can be felt.
     """
-    by_problem: dict[tuple[str, str, Problem, Layouts], dict[str, Winner]] = {}
-    for candidate in candidates:
-        if not candidate.verification.ok:
-            continue
-        variants = by_problem.setdefault(candidate.key, {})
-        known = variants.get(candidate.module.name)
-        if known is None or candidate.median_ns < known.median_ns:
-            variants[candidate.module.name] = candidate
     good = {
         key: {
             name: candidate
             for name, candidate in variants.items()
-            if candidate.median_ns <= min(c.median_ns for c in variants.values()) * (1.0 + slack)
+            if candidate.median_ns <= _least(variants) * (1.0 + slack)
         }
-        for key, variants in by_problem.items()
+        for key, variants in _by_problem(candidates).items()
     }
-    chosen: dict[tuple[str, str, Problem, Layouts], Winner] = {}
-    # Greedy cover: the variant that serves most open problems first, then the faster one.
-    while len(chosen) < len(good):
-        served: dict[str, list[Winner]] = {}
-        for key, variants in good.items():
-            if key not in chosen:
-                for name, candidate in variants.items():
-                    served.setdefault(name, []).append(candidate)
-        best = min(served, key=lambda n: (-len(served[n]), sum(c.median_ns for c in served[n]), n))
-        chosen.update((candidate.key, candidate) for candidate in served[best])
+    groups: dict[tuple[str, str], list[Key]] = {}
+    for key in good:
+        groups.setdefault(key[:2], []).append(key)
+    chosen: list[Winner] = []
+    for keys in groups.values():
+        kept = smallest_cover([_ratios(good[key]) for key in keys])
+        for key in keys:
+            able = [good[key][name] for name in kept if name in good[key]]
+            chosen.append(min(able, key=lambda c: (c.median_ns, c.module.name)))
     return sorted(
-        chosen.values(),
+        chosen,
         key=lambda w: (*w.key[:2], tuple(sorted(w.problem.items())), w.key[3]),
     )
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What it saves, and costs, that problems share modules.
+
+    Attributes:
+        problems: with their layouts, each counted once.
+        before: modules if each took its own fastest.
+        after: modules that are kept.
+        worst_loss: the most that one of them loses, as a share of its best time.
+        worst: which one, in words; empty where none loses anything.
+    """
+
+    problems: int
+    before: int
+    after: int
+    worst_loss: float
+    worst: str
+
+    def line(self) -> str:
+        """One line."""
+        text = f"{self.after} modules serve {self.problems} problems; {self.before} would be best"
+        if not self.worst:
+            return f"{text}, and none loses time"
+        return f"{text}; {self.worst} loses most, {100 * self.worst_loss:.1f} %"
+
+
+def sharing(candidates: Iterable[Winner], chosen: Sequence[Winner]) -> Sharing:
+    """Compares what `choose` made of candidates with the fastest of each."""
+    found = _by_problem(candidates)
+    fastest = {
+        min(variants.values(), key=lambda c: (c.median_ns, c.module.name)).module.sha256
+        for variants in found.values()
+    }
+    worst, where = 0.0, ""
+    for winner in chosen:
+        least = _least(found[winner.key])
+        lost = winner.median_ns / least - 1.0 if least > 0 else 0.0
+        if lost > worst:
+            worst, where = lost, f"{winner.family} {winner.precision} {winner.problem}"
+    kept = {winner.module.sha256 for winner in chosen}
+    return Sharing(len(chosen), len(fastest), len(kept), worst, where)
+
+
+def _by_problem(candidates: Iterable[Winner]) -> dict[Key, dict[str, Winner]]:
+    """The verified ones by what they answer and by name, of doubles the faster."""
+    found: dict[Key, dict[str, Winner]] = {}
+    for candidate in candidates:
+        if not candidate.verification.ok:
+            continue
+        variants = found.setdefault(candidate.key, {})
+        known = variants.get(candidate.module.name)
+        if known is None or candidate.median_ns < known.median_ns:
+            variants[candidate.module.name] = candidate
+    return found
+
+
+def _least(variants: Mapping[str, Winner]) -> float:
+    return min(c.median_ns for c in variants.values())
+
+
+def _ratios(variants: Mapping[str, Winner]) -> dict[str, float]:
+    """Times over the best one's; of what was never timed, all are equal."""
+    least = _least(variants)
+    return {name: c.median_ns / least if least > 0 else 1.0 for name, c in variants.items()}
