@@ -116,9 +116,12 @@ def run(args: argparse.Namespace) -> int:
             with ProgressBar(output, "tuning") as bar:
                 follow = _Follow(bar, args.verbose, tuning.tasks, finished)
                 tuning.search(follow.trial, follow.result)
+                finished[:] = tuning.cross(finished)
             bundle = tuning.pack(finished)
             output.table(HEADERS, [_row(tuning, r) for r in finished])
             output.text(f"bundle:  {bundle}")
+            if tuning.sharing is not None:
+                output.text(f"modules: {tuning.sharing.line()}")
             output.text(f"journal: {tuning.folder / options.JOURNAL_FILE}")
             checks = tuning.check_in_place(bundle) if args.model else []
         except KeyboardInterrupt:
@@ -138,6 +141,12 @@ def run(args: argparse.Namespace) -> int:
                 "journal": tuning.folder / options.JOURNAL_FILE,
                 "ceilings": tuning.ceilings.to_json(),
                 "results": [_result(tuning, r) for r in finished],
+                "studies_shared": {
+                    str(task): [str(problem) for problem in task.stands_for]
+                    for task in tuning.tasks
+                    if task.stands_for
+                },
+                "sharing": None if tuning.sharing is None else vars(tuning.sharing),
                 "in_place": [check.to_json() for check in checks],
             }
         )

@@ -8,7 +8,8 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,18 +21,20 @@ from kernelforge.compile import buildable, compile_variant, find_compiler
 from kernelforge.errors import MeasureError
 from kernelforge.families import get_family, load_families
 from kernelforge.measure.baseline import Ceilings, measure_ceilings
+from kernelforge.measure.measurer import Measurer
 from kernelforge.measure.roofline import rate
 from kernelforge.measure.supervisor import Supervisor
-from kernelforge.pack import Winner, choose, pack, winner
+from kernelforge.pack import Sharing, Winner, choose, pack, sharing, winner
 from kernelforge.pack.generic import generic_winners
 from kernelforge.render import template_sha256
 from kernelforge.tune.budget import Budget
+from kernelforge.tune.crossing import cross
 from kernelforge.tune.every_layout import layouts_of
 from kernelforge.tune.journal import Journal, read_journal
 from kernelforge.tune.problems import TuneTask, collect_tasks, with_rivals
 from kernelforge.tune.quarantine import quarantined
 from kernelforge.tune.search import OnProgress
-from kernelforge.tune.study import Isolation, TuneResult, tune_problems
+from kernelforge.tune.study import Isolation, TuneResult, open_bench, tune_problems
 from kernelforge.tune.warm import read_starts
 from kernelforge.variant import Variant
 from kernelforge_runtime.abi.device_info import GENERIC
@@ -45,6 +48,8 @@ log = logging.getLogger(__name__)
 
 SLACK = 0.03
 """What a problem may lose where that lets it share a module with another one."""
+CROSS_SHARE = 0.1
+"""Of the seconds: kept for timing winners on each other's problems."""
 
 
 class Tuning:
@@ -55,6 +60,7 @@ class Tuning:
         tasks: the problems.
         ceilings: what the device can do at best.
         folder: where journal and storage are.
+        sharing: how few modules serve the problems; None before they are packed.
     """
 
     def __init__(self, args: argparse.Namespace, output: Output) -> None:
@@ -65,6 +71,7 @@ class Tuning:
             OSError: a folder cannot be written.
         """
         self._args, self._output = args, output
+        self.sharing: Sharing | None = None
         self._budget = Budget.of(args.profile, args.trials, args.seconds)
         self._out = options.require_writable(args.out or tuned_output_dir(), "--out")
         find_compiler()
@@ -106,10 +113,14 @@ class Tuning:
             + (f", {self._budget.seconds:.0f} s in all" if self._budget.seconds else "")
             + f"; journal in {self.folder}"
         )
+        for task in self.tasks:
+            if task.stands_for:
+                others = ", ".join(str(problem) for problem in task.stands_for)
+                self._output.note(f"{task} stands for {others}")
         tune_problems(
             self.device,
             self.tasks,
-            self._budget,
+            self._search_budget(),
             Journal(self.folder / options.JOURNAL_FILE),
             storage,
             on_progress,
@@ -122,19 +133,50 @@ class Tuning:
             # What a variant did to its own device may have reached this process's one too.
             self.device = self._open.enter_context(open_device(self._args.device))
 
+    def _search_budget(self) -> Budget:
+        """What is left for the searches once the crossing has its share."""
+        seconds = self._budget.seconds
+        alone = len(self.tasks) == 1
+        return replace(
+            self._budget,
+            seconds=seconds if seconds is None or alone else (1 - CROSS_SHARE) * seconds,
+        )
+
     def _isolated(self) -> Isolation:
         known = read_journal(self.folder / options.JOURNAL_FILE) if self._args.resume else ()
         avoid = quarantined(known, self.device.info)
         return Isolation(self._open.enter_context(Supervisor()), avoid=avoid)
 
+    def cross(self, results: Sequence[TuneResult]) -> list[TuneResult]:
+        """The results, with winners of other problems beside their own; see `tune.crossing`."""
+        limit = self._budget.seconds
+        spent = sum(result.seconds for result in results)
+        return cross(
+            results,
+            get_family,
+            buildable(self.device.info),
+            self._bench_for,
+            Journal(self.folder / options.JOURNAL_FILE),
+            CROSS_SHARE * (spent if limit is None else limit),
+        )
+
+    def _bench_for(self, result: TuneResult) -> AbstractContextManager[Measurer]:
+        family = get_family(result.family)
+        precision = family.precision(result.precision)
+        return open_bench(
+            self.device, family, precision, result.problem, None, self._isolation
+        )  # fmt: skip
+
     def pack(self, results: Sequence[TuneResult]) -> Path:
         """Writes the winners to the device's bundle, beside what it already holds."""
         winners = [w for result in results for w in _winners(result)]
+        chosen = choose(winners, SLACK)
+        self.sharing = sharing(winners, chosen)
         numbers = {k: v for k, v in self.ceilings.to_json().items() if isinstance(v, float)}
         return pack(
             self._out,
             self.device.info,
-            choose(winners, SLACK),
+            chosen,
             ceilings=numbers,
             merge=True,
             template_hashes={n: template_sha256(f) for n, f in load_families().items()},

@@ -1,7 +1,17 @@
 """Puts the winners of tuning into a bundle that the runtime can open."""
 
-from kernelforge.pack.winners import Verification, Winner, choose, winner
+from kernelforge.pack.winners import Sharing, Verification, Winner, choose, sharing, winner
 from kernelforge.pack.writer import installed_toolchain, pack
 from kernelforge_runtime.bundle import Toolchain
 
-__all__ = ["Toolchain", "Verification", "Winner", "choose", "installed_toolchain", "pack", "winner"]
+__all__ = [
+    "Sharing",
+    "Toolchain",
+    "Verification",
+    "Winner",
+    "choose",
+    "installed_toolchain",
+    "pack",
+    "sharing",
+    "winner",
+]

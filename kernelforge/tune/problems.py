@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kernelforge.errors import SpaceError, TuneError
 from kernelforge.family import KernelFamily
@@ -14,8 +14,8 @@ from kernelforge_runtime.dtypes import DType
 
 FLOPS_PER_BYTE = 10.0
 """Arithmetic that takes as long as moving one byte, roughly, on the devices of the day."""
-NEAR = 0.25
-"""Problems whose dimensions differ by less than this (sum of |log2| ratios) are tuned as one."""
+NEAR = 0.12
+"""Problems of which each dimension differs by less than this share are tuned as one."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class TuneTask:
         family: what to tune.
         precision: in which precision.
         problem: at which dimensions.
-        calls: how often a model calls it per step.
+        calls: how often a model calls it per step, what it stands for included.
+        stands_for: nearly equal problems that are not tuned themselves.
         weight: estimated share of the model's time, in bytes moved (arithmetic counted as bytes).
     """
 
@@ -34,6 +35,7 @@ class TuneTask:
     precision: DType
     problem: Problem
     calls: int = 1
+    stands_for: tuple[Problem, ...] = ()
 
     @property
     def weight(self) -> float:
@@ -48,12 +50,17 @@ class TuneTask:
 def collect_tasks(
     found: Iterable[tuple[str, str, Problem, int]],
     families: Mapping[str, KernelFamily],
-    near: float = NEAR,
+    share: float = NEAR,
 ) -> list[TuneTask]:
     """Tasks from what a model's plans call: (family, precision, problem, calls) each.
 
     Equal ones are added up. Of problems that are nearly the same, the one that weighs most is
     tuned, and stands for the others too: bundles are looked up by nearest problem.
+
+    Args:
+        found: the calls.
+        families: all there are, by name.
+        share: by how much a dimension of such problems may differ; see `near`.
 
     Raises:
         TuneError: a family or precision that is not known.
@@ -70,14 +77,32 @@ def collect_tasks(
     kept: list[TuneTask] = []
     for task in tasks:
         for i, other in enumerate(kept):
-            same = other.family is task.family and other.precision == task.precision
-            if same and other.problem.distance(task.problem) <= near:
-                calls_both = other.calls + task.calls
-                kept[i] = TuneTask(other.family, other.precision, other.problem, calls_both)
+            if near(other, task, share):
+                kept[i] = replace(
+                    other,
+                    calls=other.calls + task.calls,
+                    stands_for=(*other.stands_for, task.problem),
+                )
                 break
         else:
             kept.append(task)
     return sorted(kept, key=lambda task: (-task.weight, str(task)))
+
+
+def near(one: TuneTask, other: TuneTask, share: float = NEAR) -> bool:
+    """Whether one study can stand for both: same family and precision, and all but equal sizes.
+
+    Each dimension of one is within the share of the other's, and what a variant is compiled for
+    (the type of the activations, the size of a head) is equal.
+    """
+    family, a, b = one.family, one.problem, other.problem
+    if other.family is not family or other.precision != one.precision or a.keys() != b.keys():
+        return False
+    fixed = family.signature(one.precision, family.space.declared_default).fixed
+    compiled = {name for name, _ in fixed}
+    return all(
+        max(a[n], b[n]) <= (1.0 if n in compiled else 1.0 + share) * min(a[n], b[n]) for n in a
+    )
 
 
 def with_rivals(

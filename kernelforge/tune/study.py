@@ -159,7 +159,7 @@ def tune_problem(
     )
     if freed := release_orphans(study, held):
         log.info("%s: %d trials of a killed process will be done again", name, freed)
-    with _bench(device, family, precision, problem, effort, isolation) as bench:
+    with open_bench(device, family, precision, problem, effort, isolation) as bench:
         try:
             search = Search(study, sampler, bench, journal, default, budget, on_progress)
             search.run()
@@ -206,7 +206,7 @@ def tune_problem(
     )
 
 
-def _bench(
+def open_bench(
     device: Device,
     family: KernelFamily,
     precision: DType,
@@ -214,6 +214,7 @@ def _bench(
     effort: Effort | None,
     isolation: Isolation | None,
 ) -> AbstractContextManager[Measurer]:
+    """What measures variants of one problem: here, or in the process of `isolation`."""
     if isolation is None:
         return Bench(device, family, precision, problem, effort=effort)
     return IsolatedBench(

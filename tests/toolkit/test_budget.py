@@ -9,7 +9,7 @@ import pytest
 from kernelforge.errors import TuneError
 from kernelforge.families import load_families
 from kernelforge.tune.budget import Budget, Deadline, share
-from kernelforge.tune.problems import collect_tasks, with_rivals
+from kernelforge.tune.problems import TuneTask, collect_tasks, near, with_rivals
 from kernelforge_runtime.abi.device_info import GENERIC
 from kernelforge_runtime.abi.problem import Problem
 from tests.toolkit.small_family import small_family
@@ -73,6 +73,38 @@ def test_tasks_are_added_up_heaviest_first_and_near_ones_are_one() -> None:
         (Problem(M=1000, K=64), 5),
         (Problem(M=64, K=64), 5),
     ]
+    assert [t.stands_for for t in tasks] == [(Problem(M=1024, K=64),), ()]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ({"M": 768, "K": 768}, {"M": 832, "K": 704}, True),  # 8 % and 9 %
+        ({"M": 768, "K": 768}, {"M": 896, "K": 768}, False),  # 17 %
+        ({"M": 768, "K": 768, "X": 16}, {"M": 768, "K": 768, "X": 32}, False),
+        ({"M": 768, "K": 3072}, {"M": 3072, "K": 768}, False),
+        ({"M": 768, "K": 768, "T": 8}, {"M": 768, "K": 768, "T": 9}, False),
+        ({"M": 768, "K": 768, "T": 255}, {"M": 768, "K": 768, "T": 256}, True),
+    ],
+)
+def test_problems_share_a_study_where_every_size_is_near(one, other, shared) -> None:
+    family = load_families()["gemv"]
+    tasks = [
+        TuneTask(family, family.precision("f16"), family.completed(Problem(**dims)))
+        for dims in (one, other)
+    ]
+    assert near(*tasks) == near(*tasks[::-1]) == shared
+    assert not near(tasks[0], replace(tasks[0], precision=family.precision("q8")))
+
+
+def test_no_study_stands_for_another_head_size_though_the_sizes_are_near() -> None:
+    """A kernel is compiled for its head size: 10 % more is another program."""
+    family = load_families()["wkv7"]
+    one, other = (
+        TuneTask(family, family.precision("f32"), Problem(T=256, H=12, N=n, B=1)) for n in (60, 64)
+    )
+    assert not near(one, other)
+    assert near(one, replace(one, problem=Problem(T=250, H=13, N=60, B=1)))
 
 
 def test_an_unknown_family_or_precision_is_a_named_error() -> None:

@@ -26,6 +26,9 @@ def test_tuning_a_model_writes_a_bundle_that_runs_it(tmp_path):
     assert told["in_place"][0]["tuned_tok_per_s"] > 0
     assert {"gemv", "gemm", "wkv7"} <= {result["family"] for result in told["results"]}
     assert all(result["best_ns"] > 0 for result in told["results"])
+    sharing = told["sharing"]
+    assert 0 < sharing["after"] <= sharing["before"] <= sharing["problems"]
+    assert 0 <= sharing["worst_loss"] <= 0.03
     assert read_journal(tmp_path / "data" / "kernelforge" / "tuning" / DEVICE / "journal.jsonl")
     ran = kernelforge(
         "run", place.model, "Hi", "--tokens", "2", "--bundle", told["bundle"], "--json", **place.env
