@@ -57,6 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(),
         help="folders of bundles, of any device, whose winners are tried first",
     )
+    effort.add_argument(
+        "--portfolio",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="try first what is fast on known devices: at most 8 configurations per problem, from "
+        "a file of this package (default); --no-portfolio does without. With --replay: searches "
+        "each space with and without what the other recorded ones know",
+    )
     replay.add_replay_options(parser)
     record.add_record_options(parser)
     options.add(parser, "device")
@@ -184,7 +192,7 @@ class _Follow:
         self._bar.line(
             f"{head.ljust(self._width)}  done {len(self._finished)}/{self._problems}: "
             f"default {_us(result.default.median_ns)} us, best {_us(result.best.median_ns)} us, "
-            f"{_times(result.speedup)} times as fast{drift}{_warm(result)}"
+            f"{_times(result.speedup)} times as fast{drift}{_warm(result)}{_saved(result)}"
         )
 
 
@@ -193,6 +201,15 @@ def _warm(result: TuneResult) -> str:
         return ""
     won = "one of them won" if result.warm_won else "none of them won"
     return f"; {result.warm_trials} of {len(result.trials)} trials were warm, {won}"
+
+
+def _saved(result: TuneResult) -> str:
+    if not result.good_trial:
+        return ""
+    count = result.portfolio_trials
+    won = ", one of which won" if result.portfolio_won else ""
+    of = f"; {count} trials came from the portfolio{won}" if count else ""
+    return f"; 95 % of it at trial {result.good_trial} of {len(result.trials)}{of}"
 
 
 def _us(ns: float) -> str:
@@ -234,6 +251,9 @@ def _result(tuning: Tuning, result: TuneResult) -> dict[str, Any]:
         "drift": result.drift,
         "warm_trials": result.warm_trials,
         "warm_won": result.warm_won,
+        "portfolio_trials": result.portfolio_trials,
+        "portfolio_won": result.portfolio_won,
+        "good_trial": result.good_trial,
         "outcomes": dict(Counter(m.outcome.value for m in result.trials)),
         "study": result.study,
     }

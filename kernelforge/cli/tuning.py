@@ -31,6 +31,7 @@ from kernelforge.tune.budget import Budget
 from kernelforge.tune.crossing import cross
 from kernelforge.tune.every_layout import layouts_of
 from kernelforge.tune.journal import Journal, read_journal
+from kernelforge.tune.portfolio import shipped_portfolio
 from kernelforge.tune.problems import TuneTask, collect_tasks, with_rivals
 from kernelforge.tune.quarantine import quarantined
 from kernelforge.tune.search import OnProgress
@@ -128,6 +129,7 @@ class Tuning:
             seed=self._args.seed or 0,
             isolation=self._isolation,
             starts=self._starts,
+            known=() if self._args.portfolio is False else shipped_portfolio(),
         )
         if self._isolation is not None and self._isolation.supervisor.losses:
             # What a variant did to its own device may have reached this process's one too.

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kernelforge.errors import TuneError
 from kernelforge.tune.acquisition import RANDOM_FIRST, Proposer, Strategy
+from kernelforge.tune.seeded import SeededProposer
 
 ABANDONED = "abandoned"
 """User attribute of a trial that never ended (its process was killed): it counts as not tried."""
@@ -36,6 +37,8 @@ class EnumeratedSampler(BaseSampler):
         configs: the valid set; all with the same parameter names.
         first: configurations to try before anything else, in order; those that are not in the set
             are left out.
+        seeds: configurations that won elsewhere, the most promising first: tried early, under the
+            guards of `seeded`.
         strategy: see `acquisition`.
         random_first: random proposals after `first`.
         seed: the same seed and history give the same proposal.
@@ -48,6 +51,7 @@ class EnumeratedSampler(BaseSampler):
         self,
         configs: Sequence[Mapping[str, Any]],
         first: Sequence[Mapping[str, Any]] = (),
+        seeds: Sequence[Mapping[str, Any]] = (),
         strategy: Strategy = "mixed",
         random_first: int = RANDOM_FIRST,
         seed: int = 0,
@@ -56,10 +60,11 @@ class EnumeratedSampler(BaseSampler):
             raise TuneError("nothing to tune: no configuration is valid for this device")
         self._configs = [dict(c) for c in configs]
         self._index = {_freeze(c): i for i, c in enumerate(self._configs)}
-        wanted = [self._index[_freeze(c)] for c in first if _freeze(c) in self._index]
+        wanted, helpful = self._known(first), self._known(seeds)
         # A small set is covered anyway; a long random start would only delay its good part.
         random_first = min(random_first, max(2, len(self._configs) // 5))
-        self._proposer = Proposer(self._configs, wanted, strategy, random_first)
+        own = Proposer(self._configs, wanted, strategy, random_first)
+        self._proposer = SeededProposer(own, wanted, helpful)
         self._seed = seed
         self.space: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(_values(self._configs, name)) for name in self._configs[0]
@@ -69,6 +74,9 @@ class EnumeratedSampler(BaseSampler):
     def size(self) -> int:
         """Number of valid configurations."""
         return len(self._configs)
+
+    def _known(self, configs: Sequence[Mapping[str, Any]]) -> list[int]:
+        return [self._index[_freeze(c)] for c in configs if _freeze(c) in self._index]
 
     def seen(self, trials: Sequence[FrozenTrial]) -> dict[int, float | None]:
         """Index -> time of everything tried: inf for failures, None for what is still running."""

@@ -6,14 +6,13 @@ worker comes to the same decision:
 
 * Of any first n trials, at most 70 % are such seeds; the search's own lie between them, and while
   seeds are left those are random draws.
-* Seeds that do no better than these draws are followed no further. Better is: the middle one's
-  time is shorter. Two draws and two seeds are needed to say so.
+* Once one of these draws is as fast as the fastest seed, seeds are followed no further: what knows
+  no better than chance is no guide.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,9 +20,7 @@ import numpy as np
 from kernelforge.tune.acquisition import Proposer
 
 MOST_SEEDED = (7, 10)
-"""Of so many trials, so few may be seeds: as whole numbers, so that no rounding lets one more in."""
-ENOUGH = 2
-"""Seeds, and draws, that are compared at the least."""
+"""Of ten trials seven: whole numbers, so that no rounding lets one more in."""
 
 
 class SeededProposer:
@@ -35,9 +32,7 @@ class SeededProposer:
         seeds: indices that experience from elsewhere suggests, the most promising first.
     """
 
-    def __init__(
-        self, own: Proposer, first: Sequence[int] = (), seeds: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, own: Proposer, first: Sequence[int] = (), seeds: Sequence[int] = ()) -> None:
         self._own = own
         self._first = tuple(dict.fromkeys(first))
         self._seeds = tuple(i for i in dict.fromkeys(seeds) if i not in self._first)
@@ -63,18 +58,9 @@ class SeededProposer:
         return int(rng.choice(untried)) if untried.size else left[0]
 
     def _mislead(self, seen: Mapping[int, float | None]) -> bool:
-        """Whether the seeds tried so far are no better than what else was tried."""
+        """Whether something that was not suggested is as fast as all that was."""
         known = set(self._seeds)
-        finished = {i: t for i, t in seen.items() if t is not None}
-        seeds = [time for index, time in finished.items() if index in known]
-        others = [t for i, t in finished.items() if i not in known and i not in self._first]
-        if min(len(seeds), len(others)) < ENOUGH:
-            return False
-        # Failures are the slowest of all; where everything failed, neither side is better.
-        middle = float(np.median(seeds)) if all(map(math.isfinite, seeds)) else _middle(seeds)
-        return not middle < _middle(others)
-
-
-def _middle(times: Sequence[float]) -> float:
-    """The lower median, which is a time that was measured, if half of them are."""
-    return sorted(times)[(len(times) - 1) // 2]
+        done = {i: t for i, t in seen.items() if t is not None and i not in self._first}
+        seeds = [time for index, time in done.items() if index in known]
+        others = [time for index, time in done.items() if index not in known]
+        return bool(seeds and others) and not min(seeds) < min(others)

@@ -31,9 +31,11 @@ from kernelforge.tune.journal import Journal
 from kernelforge.tune.objective import (
     best_distinct,
     describe_failures,
+    first_good,
     measured_trials,
     release_orphans,
 )
+from kernelforge.tune.portfolio import Known, members_for
 from kernelforge.tune.problems import TuneTask
 from kernelforge.tune.sampler import EnumeratedSampler
 from kernelforge.tune.search import OnProgress, Search
@@ -81,6 +83,10 @@ class TuneResult:
         drift: True where the default's own time moved by more than 3 % during the search.
         warm_trials: how many of the trials were of configurations given to start with.
         warm_won: whether the winner was one of them, and not the default.
+        portfolio_trials: how many of the trials were of the portfolio, and of nothing before it.
+        portfolio_won: whether the winner was one of these.
+        good_trial: number, from 1, of the first trial that reached 95 % of the winner's speed; 0
+            where the winner was measured in the finals only.
     """
 
     family: str
@@ -96,6 +102,9 @@ class TuneResult:
     drift: bool = False
     warm_trials: int = 0
     warm_won: bool = False
+    portfolio_trials: int = 0
+    portfolio_won: bool = False
+    good_trial: int = 0
 
     @property
     def speedup(self) -> float:
@@ -117,6 +126,7 @@ def tune_problem(
     effort: Effort | None = None,
     isolation: Isolation | None = None,
     near: Sequence[Mapping[str, Any]] = (),
+    portfolio: Sequence[Mapping[str, Any]] = (),
 ) -> TuneResult:
     """Finds the fastest right variant of a family for one problem on one device.
 
@@ -139,6 +149,9 @@ def tune_problem(
             ends or crashes takes along.
         near: configurations to try after the default and before `warm`, which do not count as
             warm: winners of this very run.
+        portfolio: configurations to try after `warm`: what is fast on many devices.
+
+    Of the trials at most 70 % are of `near`, `warm` and `portfolio` together (see `seeded`).
 
     Raises:
         TuneError: the problem is impossible, no variant gives a right result, or the device was
@@ -152,7 +165,7 @@ def tune_problem(
     target = buildable(device.info)
     configs = family.valid(precision, target, problem)
     default = family.default(precision, target, problem)
-    sampler = EnumeratedSampler(configs, [default, *near, *warm], seed=seed)
+    sampler = EnumeratedSampler(configs, [default], [*near, *warm, *portfolio], seed=seed)
     name = study_name(device, family, precision, problem, configs)
     study = optuna.create_study(
         storage=held, sampler=sampler, study_name=name, load_if_exists=True, direction="minimize"
@@ -181,8 +194,12 @@ def tune_problem(
             ) from error
         for measurement in finals:
             journal.append(measurement)
-    warm_names = {family.variant(precision, params).name for params in warm}
-    warm_names.discard(finals[0].variant)
+
+    def names(group: Sequence[Mapping[str, Any]]) -> set[str]:
+        return {family.variant(precision, params).name for params in group} - {finals[0].variant}
+
+    warm_names = names(warm)
+    portfolio_names = names(portfolio) - warm_names - names(near)
     best = choose(finals)
     if best is None:
         raise TuneError(
@@ -203,6 +220,9 @@ def tune_problem(
         drift=search.drift.moved,
         warm_trials=len(warm_names & {m.variant for m in found}),
         warm_won=best.variant in warm_names,
+        portfolio_trials=len(portfolio_names & {m.variant for m in found}),
+        portfolio_won=best.variant in portfolio_names,
+        good_trial=first_good(search.corrected(), best.variant),
     )
 
 
@@ -234,6 +254,7 @@ def tune_problems(
     seed: int = 0,
     isolation: Isolation | None = None,
     starts: Sequence[Start] = (),
+    known: Sequence[Known] = (),
 ) -> list[TuneResult]:
     """Tunes several problems, the heaviest first, sharing the budget's seconds among them.
 
@@ -250,6 +271,7 @@ def tune_problems(
         seed: of the searches.
         isolation: as for `tune_problem`.
         starts: winners of other bundles; those that fit best are tried first.
+        known: a portfolio; of each problem's share of it, what covers most is tried after those.
 
     Raises:
         TuneError: all of them failed, or the device was lost.
@@ -270,6 +292,7 @@ def tune_problems(
                 device, task.family, task.precision, task.problem, own, journal, held,
                 on_progress, warm=starts_for(starts, task, buildable(device.info)), seed=seed,
                 isolation=isolation, near=_transfer(results, task),
+                portfolio=members_for(known, task, buildable(device.info)),
             )  # fmt: skip
         except TuneError as error:
             if isinstance(error.__cause__, DeviceLostError | OSError):
