@@ -67,10 +67,11 @@ def add_replay_options(parser: argparse.ArgumentParser) -> None:
 
 def score_spaces(args: argparse.Namespace, output: Output) -> int:
     """Replays, and prints a table."""
-    from kernelforge.cli.searchers import Searchers
+    from kernelforge.cli.searchers import WITH, Searchers
     from kernelforge.report.searches import HEADERS, SUMMARY, row, summary_rows, write_scores
     from kernelforge.tune.acquisition import Strategy
     from kernelforge.tune.finished_runs import FinishedRuns
+    from kernelforge.tune.portfolio import members_of_space
     from kernelforge.tune.recorded import read_space, write_t4
     from kernelforge.tune.replay import MARKS, summarise
 
@@ -85,14 +86,20 @@ def score_spaces(args: argparse.Namespace, output: Output) -> int:
     names = (*strategies, *Searchers.named(args.against))
     runs = FinishedRuns(Path(args.runs) if args.runs else None)
     found: list[Scored] = []
+    spaces = [read_space(Path(name)) for name in args.replay]
     with ProgressBar(output, "replay") as bar:
-        for path in map(Path, args.replay):
-            space = read_space(path)
+        for space in spaces:
             if args.export_t4:
                 write_t4(space, Path(args.export_t4))
                 output.note(f"{args.export_t4}: {len(space.configs)} configurations as T4 results")
-            with Searchers(space, runs, args.peer_python, output.note) as searchers:
-                for name in names:
+            members, ways = [], names
+            if args.portfolio:
+                members = members_of_space(space, [s for s in spaces if s is not space])
+                ways = (*names, *(name + WITH for name in strategies if members))
+                if not members:
+                    output.note(f"{space.name}: no other space has its parameters: no portfolio")
+            with Searchers(space, runs, args.peer_python, output.note, members) as searchers:
+                for name in ways:
                     finished = []
                     for seed in range(args.seeds):
                         bar.show(seed, args.seeds, f"{space.name} {name}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import cast, get_args
 
@@ -17,11 +18,13 @@ from kernelforge.errors import PeerError
 from kernelforge.peers.searches import KERNEL_TUNER, PeerSearches, kernel_tuner_searches
 from kernelforge.tune import plain_optuna
 from kernelforge.tune.acquisition import Strategy
-from kernelforge.tune.finished_runs import FinishedRun, FinishedRuns, own_searcher
+from kernelforge.tune.finished_runs import SEEDING, FinishedRun, FinishedRuns, own_searcher
 from kernelforge.tune.recorded import RecordedSpace
 from kernelforge.tune.replay import replay
 
 Search = Callable[[int, int], NDArray[np.float64]]
+WITH = " + portfolio"
+"""Behind the name of a strategy of ours that begins with what the other spaces know."""
 OTHERS: dict[str, tuple[str, ...]] = {
     "optuna": get_args(plain_optuna.Suggest),
     "kernel_tuner": KERNEL_TUNER,
@@ -36,6 +39,7 @@ class Searchers:
         runs: what was run before; every new search is added.
         python: the interpreter that has the other tuners.
         say: told, once, why another tuner is left out.
+        members: numbers of the configurations that a strategy `WITH` a portfolio begins with.
     """
 
     def __init__(
@@ -44,12 +48,13 @@ class Searchers:
         runs: FinishedRuns,
         python: str | None,
         say: Callable[[str], None],
+        members: Sequence[int] = (),
     ) -> None:
         self._space, self._runs, self._python, self._say = space, runs, python, say
         self._stack = contextlib.ExitStack()
         self._peer: PeerSearches | None = None
         self._left_out = False
-        self._ours = own_searcher()
+        self._ours, self._members = own_searcher(), tuple(members)
 
     @staticmethod
     def named(text: str) -> tuple[str, ...]:
@@ -104,7 +109,11 @@ class Searchers:
             return version, lambda most, seed: plain_optuna.replay_optuna(
                 space, suggest, most, seed
             )
-        strategy = cast(Strategy, name)
+        strategy = cast(Strategy, name.removesuffix(WITH))
+        if name.endswith(WITH):
+            which = hashlib.sha256(str(self._members).encode()).hexdigest()[:8]
+            ours = f"{own_searcher(SEEDING)} from {which}"
+            return ours, lambda most, seed: replay(space, strategy, most, seed, self._members)
         return self._ours, lambda most, seed: replay(space, strategy, most, seed)
 
     @staticmethod

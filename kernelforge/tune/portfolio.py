@@ -24,6 +24,7 @@ from kernelforge.errors import SpaceError, TuneError
 from kernelforge.family import KernelFamily
 from kernelforge.tune.acquisition import Encoded
 from kernelforge.tune.problems import TuneTask
+from kernelforge.tune.recorded import RecordedSpace
 from kernelforge.variant import Variant
 from kernelforge_runtime.abi.device_info import GENERIC, DeviceInfo
 from kernelforge_runtime.abi.problem import Problem
@@ -203,6 +204,34 @@ def _adapted(family: KernelFamily, variant: Variant, problem: Problem) -> dict[s
     except SpaceError as error:
         log.info("portfolio: %s: %s", variant, error)
         return None
+
+
+def members_of_space(
+    space: RecordedSpace, others: Sequence[RecordedSpace], most: int = MOST
+) -> list[int]:
+    """Which of a recorded space's configurations the other spaces suggest, by number.
+
+    Args:
+        space: what will be searched; its own times are not looked at.
+        others: spaces of any parameters; those that have others than this one are left out.
+        most: how many at the most.
+
+    Returns:
+        Nothing where no other space has the same parameters.
+    """
+    frozen = [frozenset(config.items()) for config in space.configs]
+    rows = []
+    for other in others:
+        if set(other.configs[0]) == set(space.configs[0]):
+            speeds = other.optimum_ms / other.times_ms
+            known = {
+                frozenset(c.items()): float(s) for c, s in zip(other.configs, speeds, strict=True)
+            }
+            rows.append([known.get(config, 0.0) for config in frozen])
+    if not rows:
+        return []
+    base, weights = np.zeros(len(rows)), np.ones(len(rows))
+    return cover(np.array(rows), base, weights, Encoded(space.configs).codes, most)
 
 
 def cover(

@@ -19,18 +19,25 @@ from numpy.typing import NDArray
 from kernelforge.tune.acquisition import Proposer, Strategy
 from kernelforge.tune.finished_runs import FinishedRun
 from kernelforge.tune.recorded import RecordedSpace
+from kernelforge.tune.seeded import SeededProposer
 
 Floats = NDArray[np.float64]
 
 WINDOW = (0.5, 0.95)
 """Of the way from the median to the optimum, where the baseline enters and leaves the window."""
-MARKS = (25, 50, 100, 200)
+MARKS = (8, 25, 50, 100, 200)
 """Evaluations after which the best so far is reported; the last is the end of a search."""
 GOOD = 0.95
 """Share of the optimum that counts as found."""
 
 
-def replay(space: RecordedSpace, strategy: Strategy, evaluations: int, seed: int) -> Floats:
+def replay(
+    space: RecordedSpace,
+    strategy: Strategy,
+    evaluations: int,
+    seed: int,
+    seeds: Sequence[int] = (),
+) -> Floats:
     """[evaluations] best time in ms so far, one evaluation per configuration; inf before any works.
 
     Args:
@@ -38,8 +45,9 @@ def replay(space: RecordedSpace, strategy: Strategy, evaluations: int, seed: int
         strategy: of `acquisition`.
         evaluations: how many configurations are tried; at most the space's size.
         seed: of the search.
+        seeds: numbers of configurations that others found fast, under the guards of `seeded`.
     """
-    proposer = Proposer(space.configs, (), strategy)
+    proposer = SeededProposer(Proposer(space.configs, (), strategy), (), seeds)
     times = space.times_ms
     seen: dict[int, float | None] = {}
     best = np.full(min(evaluations, len(times)), math.inf)

@@ -64,7 +64,7 @@ class EnumeratedSampler(BaseSampler):
         # A small set is covered anyway; a long random start would only delay its good part.
         random_first = min(random_first, max(2, len(self._configs) // 5))
         own = Proposer(self._configs, wanted, strategy, random_first)
-        self._proposer = SeededProposer(own, wanted, helpful)
+        self._proposer = SeededProposer(own, wanted, helpful, random_first)
         self._seed = seed
         self.space: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(_values(self._configs, name)) for name in self._configs[0]

@@ -8,6 +8,8 @@ worker comes to the same decision:
   seeds are left those are random draws.
 * Once one of these draws is as fast as the fastest seed, seeds are followed no further: what knows
   no better than chance is no guide.
+
+The search's own start is as long as without seeds: a model needs to know the space around them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kernelforge.tune.acquisition import Proposer
+from kernelforge.tune.acquisition import RANDOM_FIRST, Proposer
 
 MOST_SEEDED = (7, 10)
 """Of ten trials seven: whole numbers, so that no rounding lets one more in."""
@@ -30,10 +32,17 @@ class SeededProposer:
         own: proposes everything else.
         first: indices to try before anything else, in order: the default. They are no seeds.
         seeds: indices that experience from elsewhere suggests, the most promising first.
+        random_first: random draws before `own` is asked, where there are seeds.
     """
 
-    def __init__(self, own: Proposer, first: Sequence[int] = (), seeds: Sequence[int] = ()) -> None:
-        self._own = own
+    def __init__(
+        self,
+        own: Proposer,
+        first: Sequence[int] = (),
+        seeds: Sequence[int] = (),
+        random_first: int = RANDOM_FIRST,
+    ) -> None:
+        self._own, self._random_first = own, random_first
         self._first = tuple(dict.fromkeys(first))
         self._seeds = tuple(i for i in dict.fromkeys(seeds) if i not in self._first)
 
@@ -49,13 +58,18 @@ class SeededProposer:
             if index not in seen:
                 return index
         left = [index for index in self._seeds if index not in seen]
+        drawn = len([i for i in seen if i not in self._first and i not in self._seeds])
         if not left or self._mislead(seen):
-            return self._own.propose(seen, rng)
+            if not self._seeds or drawn >= self._random_first:
+                return self._own.propose(seen, rng)
+            left = []
         seeded = len(self._seeds) - len(left) + 1
-        if MOST_SEEDED[1] * seeded <= MOST_SEEDED[0] * (len(seen) + 1):
+        if left and MOST_SEEDED[1] * seeded <= MOST_SEEDED[0] * (len(seen) + 1):
             return left[0]
         untried = np.setdiff1d(np.arange(self._own.size), [*seen, *left])
-        return int(rng.choice(untried)) if untried.size else left[0]
+        if not untried.size:
+            return left[0] if left else None
+        return int(rng.choice(untried))
 
     def _mislead(self, seen: Mapping[int, float | None]) -> bool:
         """Whether something that was not suggested is as fast as all that was."""

@@ -18,12 +18,15 @@ from kernelforge.tune.portfolio import (
     Known,
     cover,
     members_for,
+    members_of_space,
     portfolio_of,
     read_portfolio,
     shipped_portfolio,
     write_portfolio,
 )
 from kernelforge.tune.problems import TuneTask
+from kernelforge.tune.recorded import RecordedSpace, write_t4
+from kernelforge.tune.replay import replay
 from kernelforge.tune.study import tune_problems
 from kernelforge_runtime.abi.device_info import GENERIC
 from kernelforge_runtime.abi.problem import Problem
@@ -164,3 +167,56 @@ def test_the_result_says_what_the_portfolio_contributed(llvmpipe: Device, tmp_pa
             and result.best.variant != result.default.variant
         )  # fmt: skip
         assert 1 <= result.good_trial <= 4
+
+
+def valley(name: str, at: int, words: str = "ab") -> RecordedSpace:
+    """A recorded space of 240 that is fastest where x is `at`."""
+    configs = [{"x": x, "y": y, "z": z} for x in range(30) for y in (1, 2, 4, 8) for z in words]
+    times = [(1.0 + abs(c["x"] - at) + c["y"] / 8 + (c["z"] == "a"),) for c in configs]
+    return RecordedSpace(name, tuple(configs), tuple(times), ("correct",) * len(configs))
+
+
+def test_a_recorded_space_gets_members_from_others_of_its_parameters_without_being_asked() -> None:
+    space, near, other = valley("space", 12), valley("near", 14), valley("other", 3)
+    members = [space.configs[i] for i in members_of_space(space, [near, other])]
+    assert len(members) == 8
+    best = [near.configs[int(near.times_ms.argmin())], other.configs[int(other.times_ms.argmin())]]
+    assert all(config in members[:2] for config in best)
+    reversed_times = RecordedSpace("space", space.configs, space.runtimes[::-1], space.reasons)
+    assert [space.configs[i] for i in members_of_space(reversed_times, [near, other])] == members
+    strange = RecordedSpace("strange", ({"w": 1},), ((1.0,),), ("correct",))
+    assert members_of_space(space, [strange]) == []
+
+
+def test_a_replay_with_good_members_is_done_sooner_and_with_bad_ones_little_later() -> None:
+    space = valley("space", 12)
+    good, bad = (members_of_space(space, [valley("o", at)]) for at in (12, 29))
+    cold, helped, misled = (
+        np.mean([replay(space, "tpe", 60, seed, seeds) for seed in range(12)], axis=0)
+        for seeds in ([], good, bad)
+    )
+    assert helped[1] == space.optimum_ms < cold[1]
+    assert misled[-1] <= cold[-1] * 1.05
+    assert misled[24] <= cold[19] * 1.1
+
+
+def test_the_replay_command_sets_both_ways_side_by_side(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.json" for name in ("one", "two", "three")]
+    for path, space in zip(
+        paths, (valley("one", 12), valley("two", 13), valley("three", 3, "abc")), strict=True
+    ):
+        write_t4(space, path)
+    strange = json.loads(paths[2].read_text().replace('"x"', '"w"'))
+    paths[2].write_text(json.dumps(strange))
+    done = kernelforge(
+        "tune", "--replay", *paths, "--portfolio", "--strategy", "random", "--seeds", "2",
+        "--json", **NO_VULKAN,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["replay"]
+    assert [(row["space"], row["strategy"]) for row in rows] == [
+        ("one", "random"), ("one", "random + portfolio"),
+        ("two", "random"), ("two", "random + portfolio"), ("three", "random"),
+    ]  # fmt: skip
+    assert rows[1]["share_at"]["8"] >= rows[0]["share_at"]["8"]
+    assert "three: no other space has its parameters" in done.stderr
