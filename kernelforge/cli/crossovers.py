@@ -10,7 +10,7 @@ from kernelforge_runtime.bundle.crossover import RIVALS, Rival, fastest
 
 
 def crossovers(bundle: Bundle) -> list[str]:
-    """A line for each problem of which both families were measured.
+    """A line for each problem of which a family and one of its rivals were measured.
 
     Such as `wkv7 f32 B1.H12.N64: wkv7 up to 16 tokens, wkv7_chunk from 64`.
     """
@@ -18,31 +18,33 @@ def crossovers(bundle: Bundle) -> list[str]:
     return [
         line
         for family, rivals in RIVALS.items()
-        for rival in rivals
-        if rival.along
         for precision in precisions
-        for line in _lines(bundle, family, rival, precision)
+        for line in _lines(bundle, family, [r for r in rivals if r.along], precision)
     ]
 
 
-def _lines(bundle: Bundle, family: str, rival: Rival, precision: str) -> list[str]:
-    both = _measured(bundle, family, precision) & _measured(bundle, rival.family, precision)
+def _lines(bundle: Bundle, family: str, rivals: list[Rival], precision: str) -> list[str]:
+    usual = _measured(bundle, family, precision)
+    forms: dict[Problem, list[str]] = {}
     groups: dict[str, list[Problem]] = {}
-    for problem in sorted(both, key=lambda p: p["T"]):
+    for rival in rivals:
+        for problem in usual & _measured(bundle, rival.family, precision):
+            forms.setdefault(problem, [family]).append(rival.family)
+    for problem in sorted(forms, key=lambda p: p["T"]):
         # Of what changes along with the tokens, only whether it does tells problems apart.
-        rest = {n: v for n, v in problem.items() if n not in rival.along or v != problem["T"]}
+        along = {name for rival in rivals for name in rival.along}
+        rest = {n: v for n, v in problem.items() if n not in along or v != problem["T"]}
         groups.setdefault(str(Problem(**rest)), []).append(problem)
     return [
-        f"{family} {precision} {rest}: {_winners(bundle, family, rival, precision, problems)}"
+        f"{family} {precision} {rest}: {_winners(bundle, forms, precision, problems)}"
         for rest, problems in groups.items()
     ]
 
 
 def _winners(
-    bundle: Bundle, family: str, rival: Rival, precision: str, problems: list[Problem]
+    bundle: Bundle, forms: dict[Problem, list[str]], precision: str, problems: list[Problem]
 ) -> str:
-    names = (family, rival.family)
-    won = [(p["T"], fastest([bundle], names, precision, p)) for p in problems]
+    won = [(p["T"], fastest([bundle], forms[p], precision, p)) for p in problems]
     parts: list[str] = []
     for name, run in groupby(won, key=lambda pair: pair[1]):
         tokens = [count for count, _ in run]

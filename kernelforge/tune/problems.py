@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kernelforge.errors import SpaceError, TuneError
@@ -112,7 +112,7 @@ def with_rivals(
 ) -> list[tuple[str, str, Problem, int]]:
     """What a model's plans call, and with each call the same one by every family that may do it.
 
-    Only figures of both tell the runtime which to take (see `bundle.crossover`).
+    Only figures of all tell the runtime which to take (see `bundle.crossover`).
 
     Args:
         found: as for `collect_tasks`.
@@ -121,20 +121,28 @@ def with_rivals(
     """
     calls = list(found)
     for family, precision, problem, count in tuple(calls):
-        for name in contenders(family, problem)[1:]:
-            rival = families.get(name)
-            if rival is not None and _can(rival, precision, problem, target):
-                calls.append((name, precision, problem, count))
-                calls += _between(family, name, precision, problem)
+        rivals = [
+            name
+            for name in contenders(family, problem)[1:]
+            if name in families and _can(families[name], precision, problem, target)
+        ]
+        calls += [(name, precision, problem, count) for name in rivals]
+        calls += _between(family, rivals, precision, problem)
     return calls
 
 
 def _between(
-    family: str, name: str, precision: str, problem: Problem
+    family: str, names: Sequence[str], precision: str, problem: Problem
 ) -> list[tuple[str, str, Problem, int]]:
-    """Both families at fewer tokens, where the number of tokens decides between them."""
-    rival = next(r for r in RIVALS[family] if r.family == name)
-    return [(each, precision, p, 1) for p in rival.lengths(problem) for each in (family, name)]
+    """All of them at fewer tokens, each once, where the number of tokens decides between them."""
+    found = dict.fromkeys(
+        (each, precision, shorter, 1)
+        for rival in RIVALS.get(family, ())
+        if rival.family in names
+        for shorter in rival.lengths(problem)
+        for each in (family, rival.family)
+    )
+    return list(found)
 
 
 def _can(family: KernelFamily, precision: str, problem: Problem, target: DeviceInfo) -> bool:

@@ -91,12 +91,13 @@ def test_recurrences_go_in_chunks_only_where_sequences_are_long() -> None:
         return contenders("wkv7", Problem(T=tokens, H=12, N=64, B=sequences))
 
     assert forms(1, 1) == forms(8, 1) == forms(64, 64) == forms(64, 8) == ("wkv7",)
-    assert forms(16, 1) == forms(256, 8) == ("wkv7", "wkv7_chunk")
+    assert forms(16, 1) == forms(256, 8) == ("wkv7", "wkv7_chunk", "wkv7_chunk_coop")
 
 
 def test_a_crossover_over_tokens_is_looked_for_at_fewer_of_them() -> None:
-    (rival,) = RIVALS["wkv6"]
+    rival, with_matrices = RIVALS["wkv6"]
     own = {"H": 12, "N": 64, "B": 1, "P": 3072}
+    assert with_matrices.along == rival.along
     assert rival.lengths(Problem(T=256, D=256, **own)) == [
         Problem(T=64, D=64, **own),
         Problem(T=16, D=16, **own),

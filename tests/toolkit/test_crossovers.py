@@ -30,5 +30,15 @@ def test_a_form_that_always_wins_is_said_with_where_it_was_measured(tmp_path: Pa
     assert crossovers(bundle_of(tmp_path, times)) == ["wkv7 f32 B1.H2.N64: wkv7 at 16, 64 tokens"]
 
 
+def test_of_three_forms_each_is_said_where_it_is_fastest(tmp_path: Path) -> None:
+    times = {("wkv7", t): 10 * t for t in (16, 64, 256, 1024)}
+    times |= {("wkv7_chunk", 16): 200, ("wkv7_chunk", 64): 500, ("wkv7_chunk", 256): 1500}
+    times |= {("wkv7_chunk_coop", 64): 600, ("wkv7_chunk_coop", 256): 900}
+    times |= {("wkv7_chunk_coop", 1024): 3000}
+    assert crossovers(bundle_of(tmp_path, times)) == [
+        "wkv7 f32 B1.H2.N64: wkv7 up to 16 tokens, wkv7_chunk from 64, wkv7_chunk_coop from 256"
+    ]
+
+
 def test_nothing_is_said_where_one_form_was_not_measured(tmp_path: Path) -> None:
     assert crossovers(bundle_of(tmp_path, {("wkv7", 16): 10, ("wkv7_chunk", 64): 20})) == []

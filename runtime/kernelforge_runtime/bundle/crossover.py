@@ -28,7 +28,7 @@ class Rival(NamedTuple):
         may: whether it gives the results of the usual family on this problem, as far as the model
             was promised them, and may be worth its while.
         along: dimensions that are a number of tokens where they equal T, T first, if it is their
-            number that decides: then both families are to be measured at several.
+            number that decides: then all of them are to be measured at several.
     """
 
     family: str
@@ -59,8 +59,14 @@ def _stretches(problem: Problem) -> bool:
 
 RIVALS: dict[str, tuple[Rival, ...]] = {
     "gemm": (Rival("gemm_coop", _halves), Rival("gemm_coop2", _halves)),
-    "wkv6": (Rival("wkv6_chunk", _stretches, ("T", "D")),),
-    "wkv7": (Rival("wkv7_chunk", _stretches, ("T",)),),
+    "wkv6": (
+        Rival("wkv6_chunk", _stretches, ("T", "D")),
+        Rival("wkv6_chunk_coop", _stretches, ("T", "D")),
+    ),
+    "wkv7": (
+        Rival("wkv7_chunk", _stretches, ("T",)),
+        Rival("wkv7_chunk_coop", _stretches, ("T",)),
+    ),
 }
 """By the family that is asked for."""
 
