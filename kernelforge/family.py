@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -182,26 +182,51 @@ def family_from(source: tuple[str, str, tuple[Any, ...]]) -> KernelFamily:
 
 def unfit(signature: Signature, device: DeviceInfo) -> str | None:
     """Why the device cannot run a kernel with this signature; None where it can."""
+    return next((why for _, why in misfits(signature, device)), None)
+
+
+def misfits(signature: Signature, device: DeviceInfo) -> Iterator[tuple[str, str]]:
+    """Everything of a signature that is beyond a device: the limit's name, and why."""
     needed = set(signature.features)
     if signature.addressing == "address":
         needed.add("buffer_device_address")
     if 0 < signature.subgroup != device.subgroup_size:
         needed.add("subgroup_size_control")
     if unknown := needed - set(FEATURES):
-        return f"feature {', '.join(sorted(unknown))} is not known"
-    if missing := needed - device.features:
-        return f"needs {', '.join(sorted(missing))}"
+        yield "features", f"feature {', '.join(sorted(unknown))} is not known"
+    if missing := needed - device.features - unknown:
+        why = f"needs {', '.join(sorted(missing))}"
+        yield why, why
     most = min(device.max_workgroup_invocations, device.max_workgroup_size[0])
     if not 1 <= signature.workgroup <= most:
-        return f"workgroup of {signature.workgroup}, at most {most}"
+        yield "workgroup invocations", f"workgroup of {signature.workgroup}, at most {most}"
     if signature.push_constant_bytes > device.max_push_constants:
-        return (
+        why = (
             f"{signature.push_constant_bytes} bytes of push constants, "
             f"at most {device.max_push_constants}"
         )
+        yield "push constant bytes", why
     low, high = device.subgroup_min, device.subgroup_max
     if signature.subgroup and not low <= signature.subgroup <= high:
-        return f"subgroup of {signature.subgroup}, {low} to {high} possible"
+        yield "subgroup size", f"subgroup of {signature.subgroup}, {low} to {high} possible"
     if signature.addressing == "descriptor" and len(signature.bindings) > MAX_BINDINGS:
-        return f"{len(signature.bindings)} bindings, at most {MAX_BINDINGS}"
-    return None
+        yield "descriptors", f"{len(signature.bindings)} bindings, at most {MAX_BINDINGS}"
+
+
+def misfits_at(
+    signature: Signature, device: DeviceInfo, problem: Problem
+) -> Iterator[tuple[str, str]]:
+    """Everything by which a problem is too large for this kernel on a device.
+
+    Another variant may do: one of larger workgroups, or with buffer addresses, which have no range.
+    """
+    counts = signature.grid.evaluate(problem)
+    for axis, found, most in zip("xyz", counts, device.max_workgroup_count, strict=True):
+        if found > most:
+            yield f"workgroups in {axis}", f"{found} workgroups in {axis}, at most {most}"
+    if signature.addressing == "descriptor":
+        for binding in signature.bindings:
+            if (nbytes := binding.nbytes(problem)) > device.max_storage_buffer:
+                most = device.max_storage_buffer
+                yield "bytes of a binding", f"{binding.name} has {nbytes} bytes, at most {most}"
+                break

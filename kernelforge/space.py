@@ -133,6 +133,50 @@ class Space:
         configurations, removed = self._enumerate(device)
         return {"valid": len(configurations), **removed}
 
+    def refused_alone(
+        self, rule: Constraint | ProblemConstraint, most: int, *context: Any
+    ) -> int | None:
+        """How many configurations of the whole product this rule alone refuses.
+
+        Only parameters that the rule asks for are gone through: it is asked with none of them,
+        then with every value of the one that it asked for, and so on.
+
+        Args:
+            rule: one of this space's.
+            most: questions to put at most.
+            context: what the rule takes beside the parameters: the device, and the problem.
+
+        Returns:
+            None where `most` questions do not suffice.
+        """
+        values = {c.name: c.values for c in self.choices}
+        given: dict[str, Any] = {}
+        partial = _Given(self.names, given)
+        left = most
+
+        def count(weight: int) -> int:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise _TooManyError
+            try:
+                return 0 if _ask(rule, partial, *context) else weight
+            except _NotYetError as error:
+                name = error.name
+            except SpaceError:  # it has no answer where a rule before it does not hold
+                return weight
+            refused = 0
+            for value in values[name]:
+                given[name] = value
+                refused += count(weight // len(values[name]))
+            del given[name]
+            return refused
+
+        try:
+            return count(self.size)
+        except _TooManyError:
+            return None
+
     def default(
         self,
         device: DeviceInfo,
@@ -299,6 +343,36 @@ class _Partial(Mapping[str, Any]):
     def __iter__(self) -> Iterator[str]:
         if len(self._values) < len(self._names):  # who asks for all waits for the last
             raise _NotYetError(self._names[-1])
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class _TooManyError(Exception):
+    """Counting would take too long."""
+
+
+class _Given(Mapping[str, Any]):
+    """Some parameters of a configuration; asking for another one raises _NotYetError."""
+
+    def __init__(self, names: tuple[str, ...], given: Mapping[str, Any]) -> None:
+        self._names, self._given = names, given  # shared with the count, which fills it
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._given:
+            return self._given[name]
+        if name not in self._names:
+            raise KeyError(name)
+        raise _NotYetError(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        for name in self._names:
+            if name not in self._given:  # who asks for all gets them one by one
+                raise _NotYetError(name)
         return iter(self._names)
 
     def __len__(self) -> int:

@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     family.add_argument(
         "--space", action="store_true", help="how many variants are valid here, and why not more"
     )
-    options.add(family, "precision", help="whose signature to show (default: the first)")
+    options.add(family, "precision", help="whose signature or space (default: the first)")
+    options.add(family, "problem", help="with --space: what is valid for it, e.g. M=768,K=768")
     variant = parser.add_argument_group("for a variant")
     variant.add_argument("--glsl", action="store_true", help="print its GLSL")
     variant.add_argument("--spirv", action="store_true", help="print its SPIR-V (spirv-dis)")
@@ -44,26 +45,32 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.target)
     folder = path if path.is_dir() else _bundle_folder(args.target)
     if folder is not None:
-        _refuse(args, "a bundle", "glsl", "spirv", "stats", "space")
+        _refuse(args, "a bundle", "glsl", "spirv", "stats", "space", "problem")
         from kernelforge.cli.inspect_bundle import show_bundle
 
         show_bundle(folder, args, output)
     elif path.is_file() or path.suffix in MODEL_SUFFIXES:
-        _refuse(args, "a model file", "glsl", "spirv", "stats", "space")
+        _refuse(args, "a model file", "glsl", "spirv", "stats", "space", "problem")
         from kernelforge.cli.inspect_model import show_model
 
         show_model(path, args, output)
     elif "/" in args.target:
-        _refuse(args, "a variant", "space", "check")
+        _refuse(args, "a variant", "space", "problem", "check")
         from kernelforge.cli.inspect_kernel import show_variant
 
         show_variant(args, output)
     else:
-        _refuse(args, "a family", "glsl", "spirv", "stats", "check")
+        _check_family(args)
         from kernelforge.cli.inspect_kernel import show_family
 
         show_family(args, output)
     return 0
+
+
+def _check_family(args: argparse.Namespace) -> None:
+    _refuse(args, "a family", "glsl", "spirv", "stats", "check")
+    if args.problem and not args.space:
+        raise UsageError("--problem goes with --space: it says which variants are valid for it")
 
 
 def _bundle_folder(name: str) -> Path | None:

@@ -9,36 +9,24 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from kernelforge.cli.inspect_space import device_profile, show_space
 from kernelforge.cli.output import Output
 from kernelforge.compile import compile_rendered, validate
 from kernelforge.errors import CompileError
 from kernelforge.families import get_family
-from kernelforge.family import KernelFamily
 from kernelforge.render import render
 from kernelforge.variant import Variant
-from kernelforge_runtime.abi.device_info import GENERIC, DeviceInfo
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.signature import Signature
 from kernelforge_runtime.abi.spirv import reflect
 from kernelforge_runtime.bundle import why_not
-from kernelforge_runtime.errors import DeviceError
-from kernelforge_runtime.vk import open_device
-
-
-def device_profile(args: argparse.Namespace, output: Output) -> DeviceInfo:
-    """The device asked for; where there is none at all, the generic profile."""
-    try:
-        with open_device(args.device) as device:
-            return device.info
-    except DeviceError as error:
-        if args.device is not None:
-            raise
-        output.note(f"for any Vulkan 1.2 device, because: {error}")
-        return GENERIC
 
 
 def show_family(args: argparse.Namespace, output: Output) -> None:
     """Parameters, default and signature; with --space, why configurations fall out."""
+    if args.space:
+        show_space(args, output)
+        return
     family = get_family(args.target)
     precision = family.precision(args.precision) if args.precision else family.precisions[0]
     info = device_profile(args, output)
@@ -67,25 +55,7 @@ def show_family(args: argparse.Namespace, output: Output) -> None:
         "signature": signature.to_json(),
         "device": info.slug,
     }
-    if args.space:
-        counts = _space(family, precision.name, info)
-        output.text()
-        output.text(f"{family.space.size} configurations on {info.name}:")
-        width = len(str(family.space.size))
-        for reason, number in counts.items():
-            output.text(f"{number:>{width}}  {reason}")
-        document["space"] = {"size": family.space.size, **counts}
     output.document(document)
-
-
-def _space(family: KernelFamily, precision: str, info: DeviceInfo) -> dict[str, int]:
-    """Configurations by what becomes of them; adds up to the size of the space."""
-    counts = family.space.explain(info)
-    fitting = len(family.valid(precision, info))
-    beyond = counts.pop("valid") - fitting
-    removed = sorted(counts.items(), key=lambda item: -item[1])
-    found = {"valid": fitting, **dict(removed)}
-    return {**found, "beyond what the device can run": beyond} if beyond else found
 
 
 def show_variant(args: argparse.Namespace, output: Output) -> None:

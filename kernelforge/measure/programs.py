@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from kernelforge.compile import compile_rendered, missing_extensions
 from kernelforge.errors import CompileError, RenderError, SpaceError
-from kernelforge.family import KernelFamily
+from kernelforge.family import KernelFamily, misfits, misfits_at
 from kernelforge.measure.measurement import Measurement, Outcome
 from kernelforge.render import render
 from kernelforge_runtime.abi.device_info import DeviceInfo
@@ -58,8 +59,7 @@ class Programs:
         blank = self.describe(params)
         try:
             rendered = render(self._family, self._precision, params)
-            if missing := missing_extensions(self._family):
-                reason = f"the GLSL compiler does not know {', '.join(missing)}"
+            if reason := self._refusal(params):
                 return replace(blank, outcome=Outcome.REJECTED, reason=reason), None
             module = compile_rendered(self._family, self._precision, params, rendered)
         except SpaceError as error:
@@ -73,6 +73,15 @@ class Programs:
             spirv_sha256=module.sha256,
         )
         return blank, module
+
+    def _refusal(self, params: Mapping[str, Any]) -> str | None:
+        """Why the variant is not worth compiling here; None where it is."""
+        family, info = self._family, self._info
+        if missing := missing_extensions(family):
+            return f"the GLSL compiler does not know {', '.join(missing)}"
+        signature = family.signature(self._precision, family.space.normalise(params))
+        beyond = chain(misfits(signature, info), misfits_at(signature, info, self._problem))
+        return next((why for _, why in beyond), None)
 
     def known(self, blank: Measurement, module: ShaderModule) -> Measurement | None:
         """What was measured of an equal program under another name; None where nothing was."""
