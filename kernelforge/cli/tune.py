@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernelforge.cli import options, record, replay
+from kernelforge.cli import options, pareto, record, replay
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.cli.progress import ProgressBar
@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to tune: the problems of a model, or of one family")
     what.add_argument("--model", metavar="FILE", help="a .safetensors or .pth file")
     options.add(what, "shape")
-    options.add(what, "weights", help="weight formats to tune for, e.g. f16,q8 (default: f16)")
+    options.add(
+        what, "weights", default=None, help="weight formats to tune for, e.g. f16,q8 (default: f16)"
+    )  # fmt: skip
     options.add(what, "activations")
     what.add_argument(
         "--steps",
@@ -67,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     replay.add_replay_options(parser)
     record.add_record_options(parser)
+    pareto.add_pareto_options(parser)
     options.add(parser, "device")
     parser.add_argument(
         "--in-process",
@@ -109,6 +112,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--model and --shape do not go together: a shape stands for a model")
     if args.shape:
         args.model = str(options.model_file(args, output.note))
+    if args.objective == "pareto":
+        return pareto.choose_format(args, output)
+    if args.text or args.most_worse is not None:
+        raise UsageError("--text and --most-worse are of --objective pareto")
+    args.weights = args.weights or "f16"
     if bool(args.model) == bool(args.family):
         raise UsageError("give --model FILE, or --family NAME with --problem M=..,K=..")
     if args.model and (args.problem or args.precision):
