@@ -18,7 +18,7 @@ from kernelforge.errors import TuneError
 from kernelforge.tune.recorded import RecordedSpace
 
 Floats = NDArray[np.float64]
-SEARCHING = ("acquisition.py",)
+SEARCHING = ("acquisition.py", "encoded.py", "gaussian_process.py")
 """Modules beside this one that decide what is proposed."""
 SEEDING = ("seeded.py",)
 """And those that decide where a search with a portfolio begins."""

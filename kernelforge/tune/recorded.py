@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge.errors import TuneError
+from kernelforge.tune.encoded import Encoded
 
 SCHEMA_VERSION = "1.0.0"
 MOST_BYTES = 1 << 30
@@ -61,6 +62,11 @@ class RecordedSpace:
     def optimum_ms(self) -> float:
         """The best time there is."""
         return float(self.times_ms.min())
+
+    @cached_property
+    def encoded(self) -> Encoded:
+        """The configurations as numbers, for every search of them."""
+        return Encoded(self.configs)
 
     @cached_property
     def digest(self) -> str:

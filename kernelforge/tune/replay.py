@@ -47,7 +47,7 @@ def replay(
         seed: of the search.
         seeds: numbers of configurations that others found fast, under the guards of `seeded`.
     """
-    proposer = SeededProposer(Proposer(space.configs, (), strategy), (), seeds)
+    proposer = SeededProposer(Proposer(space.encoded, (), strategy), (), seeds)
     times = space.times_ms
     seen: dict[int, float | None] = {}
     best = np.full(min(evaluations, len(times)), math.inf)

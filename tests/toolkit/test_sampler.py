@@ -14,7 +14,8 @@ import pytest
 from optuna.trial import TrialState
 
 from kernelforge.errors import TuneError
-from kernelforge.tune.acquisition import Encoded, Proposer, Strategy
+from kernelforge.tune.acquisition import Proposer, Strategy
+from kernelforge.tune.encoded import Encoded
 from kernelforge.tune.sampler import ABANDONED, EnumeratedSampler, ExhaustedError
 
 SPACES = Path(__file__).parents[2] / ".." / "shared" / "data" / "spaces"
