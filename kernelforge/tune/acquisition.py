@@ -33,9 +33,6 @@ RANDOM_SHARE = 0.1
 DRAWN_FROM = 12
 """Measurements from which scales drawn from their posterior are listened to; before, they are
 little more than drawn from nothing."""
-CLIPPED_FROM = 8
-"""Measurements from which the slower half counts as equally slow: how slow it is says nothing of
-where the best one is, and its range would be most of what a model has to explain."""
 _GP_HISTORY = 250
 """Beyond this many measurements the process sees the best ones and a random rest."""
 
@@ -137,8 +134,6 @@ class Proposer:
             rest = rng.choice(order[_GP_HISTORY // 2 :], _GP_HISTORY // 2, replace=False)
             keep = np.concatenate([order[: _GP_HISTORY // 2], rest])
             history, logs = history[keep], logs[keep]
-        if len(logs) > CLIPPED_FROM:
-            logs = np.minimum(logs, np.median(logs))
         target = (logs - logs.mean()) / max(float(logs.std()), 1e-12)
         asked = self._processes if len(history) >= DRAWN_FROM else self._processes[:1]
         gains = np.full(self.size, -np.inf)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from kernelforge.errors import SpaceError, TuneError
 from kernelforge.family import KernelFamily
-from kernelforge.tune.acquisition import Encoded
+from kernelforge.tune.encoded import Encoded
 from kernelforge.tune.problems import TuneTask
 from kernelforge.tune.recorded import RecordedSpace
 from kernelforge.variant import Variant
