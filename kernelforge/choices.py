@@ -30,12 +30,17 @@ from kernelforge_runtime.dtypes import F16, F32, DType
 
 ADDRESS = Flag("ADDRESS", needs="buffer_device_address")
 WORD = Choice("WORD", (32, 64), default=32, needs={64: "int64"})
-"""Bits of the words in which a template fetches its vectors, see lib/bindings."""
+"""Bits of the words in which a template moves its vectors, see lib/bindings."""
+
+
+WORD_BY_ADDRESS = Constraint(
+    "long words move by address", lambda p, d: p["WORD"] == 32 or p["ADDRESS"]
+)
 
 
 def word_features(p: Mapping[str, Any]) -> tuple[str, ...]:
-    """Device features that fetching in words of this width takes."""
-    return ("int64",) if p["WORD"] == 64 else ()
+    """Device features that moving words of this width takes; 32 bits where p says nothing."""
+    return ("int64",) if p.get("WORD") == 64 else ()
 
 
 def addressing(p: Mapping[str, Any]) -> Addressing:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kernelforge.choices import addressing
+from kernelforge.choices import addressing, word_features
 from kernelforge.space import Constraint, ProblemConstraint
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
@@ -49,7 +49,7 @@ def state_signature(
         workgroup=p["WORKGROUP"],
         subgroup=p["WORKGROUP"] if whole else 0,
         addressing=addressing(p),
-        features=features,
+        features=features + word_features(p),
         fixed=(("N", p["HEAD"]),),
     )
 

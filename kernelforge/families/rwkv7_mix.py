@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from kernelforge import goose
 from kernelforge.choices import (
     ADDRESS,
+    WORD,
+    WORD_BY_ADDRESS,
     addressing,
     reduction_features,
     reduction_subgroup,
+    word_features,
     workgroup_reduction,
 )
 from kernelforge.family import Arrays, KernelFamily
@@ -40,7 +43,7 @@ def _fits_registers(p: Mapping[str, Any]) -> bool:
 def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     """Bindings, grid and workgroup of one variant."""
     whole = p["LANES"] == p["WORKGROUP"]
-    needed = set(reduction_features(p))
+    needed = {*reduction_features(p), *word_features(p)}
     if p["LANES"] > 1:
         needed.add("subgroup_arithmetic" if whole else "subgroup_clustered")
     return Signature(
@@ -137,6 +140,8 @@ RWKV7_MIX = KernelFamily(
         Choice("ROWS", (1, 2, 4), default=1),
         Choice("KEEP", ("memory", "state", "all"), default="memory"),
         ADDRESS,
+        WORD,
+        WORD_BY_ADDRESS,
         Constraint("lanes divide the workgroup", lambda p, d: p["LANES"] <= p["WORKGROUP"]),
         Constraint("lanes hold whole vectors", lambda p, d: p["HEAD"] % (4 * p["LANES"]) == 0),
         Constraint(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kernelforge.choices import ADDRESS
+from kernelforge.choices import ADDRESS, WORD, WORD_BY_ADDRESS
 from kernelforge.family import KernelFamily
 from kernelforge.recurrences import (
     WKV7_BINDINGS,
@@ -38,7 +38,9 @@ WKV7 = KernelFamily(
         Choice("ROWS", (1, 2, 4, 8, 16), default=1),
         Choice("STAGE", (0, 1, 4, 16), default=0),
         ADDRESS,
+        WORD,
         *row_constraints(),
+        WORD_BY_ADDRESS,
         Constraint(
             "the stage fits the shared memory",
             lambda p, d: 20 * p["STAGE"] * p["HEAD"] <= d.max_shared_memory,
