@@ -25,6 +25,9 @@ from kernelforge_runtime.errors import DeviceError, DeviceLostError, PlanError
 
 log = logging.getLogger(__name__)
 
+POORLY_KNOWN = 0.01
+"""Relative standard error of a final median from which on the measurement says so."""
+
 
 def run_finals(
     bench: Measurer,
@@ -39,7 +42,7 @@ def run_finals(
         bench: of the problem.
         candidates: the best measurements of the search, of different programs.
         default_params: the variant to beat; always takes part.
-        rounds: samples of each.
+        rounds: samples of each at least; more while the time of the fastest is not known.
         seconds: stop after about this long, though not before three rounds.
 
     Returns:
@@ -61,8 +64,10 @@ def _timed(start: Measurement, turns: Turns | None, lost: LostError | None) -> M
         return _lost(start, lost)
     if turns is None:
         return start
+    error = statistics.median_error(turns.samples_ns)
     return replace(
         start,
+        note=f"time known to {100 * error:.1f} % only" if error > POORLY_KNOWN else start.note,
         samples_ns=turns.samples_ns,
         median_ns=statistics.median(turns.samples_ns),
         corrected_ns=statistics.median(turns.samples_ns),
