@@ -9,21 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge.choices import (
-    ADDRESS,
-    WORD,
-    activation_bits,
     activation_type,
     addressing,
     epilogue,
     random_route,
     refuses_matrices,
     stored,
-    word_features,
 )
 from kernelforge.family import Arrays, KernelFamily
-from kernelforge.space import Choice, Constraint, ProblemConstraint, Space
-from kernelforge.weight_layouts import LAYOUT, TOGETHER, layout_name
-from kernelforge_runtime.abi.grid import CeilDiv, Grid
+from kernelforge.row_products import (
+    matters,
+    row_product_features,
+    row_product_grid,
+    row_product_space,
+    row_product_subgroup,
+)
+from kernelforge.space import Space
+from kernelforge.weight_layouts import layout_name
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ROUTE_ROWS
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
@@ -41,27 +43,9 @@ from kernelforge_runtime.dtypes import (
 )
 from kernelforge_runtime.quantize import BLOCK, K_MULTIPLE, Quantized, dequantize, quantize
 
-MAX_SUMS = 32
-"""Sums that one invocation may keep; more than that is sure to spill."""
-MAX_PRODUCTS = 256
-"""Products written out in a loop's body: bounds the code, and the time to compile it."""
-UNPACKS = {
-    F16: ("half", "shift"),
-    Q8: ("half", "shift"),
-    NF4: ("half", "shuffle", "shuffle16", "shared"),
-}
-"""Ways to make floats of weights, by precision; the others need none."""
-
 
 def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     """Bindings, grid and workgroup of one variant."""
-    groups = p["WORKGROUP"] // p["LANES"]
-    whole = p["LANES"] == p["WORKGROUP"]
-    features = set(word_features(p))
-    if p["REDUCE"] == "butterfly" or p["UNPACK"] in ("shuffle", "shuffle16"):
-        features.add("subgroup_shuffle")
-    if p["REDUCE"] in ("subgroup", "hybrid"):
-        features.add("subgroup_arithmetic" if whole else "subgroup_clustered")
     scale = (Binding("scale", U32, ("M", f"K/{K_MULTIPLE}")),) if precision in QUANTIZED else ()
     return Signature(
         bindings=(
@@ -73,11 +57,11 @@ def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
             Binding("out_y", activation_type(p, "Y"), ("T", "M"), "readwrite"),
         ),
         push_constants=(PushConstant("M"), PushConstant("K"), PushConstant("T")),
-        grid=Grid(x=(CeilDiv("M", groups * p["ROWS"]),), y=(CeilDiv("T", p["COLS"]),)),
+        grid=row_product_grid(p),
         workgroup=p["WORKGROUP"],
-        subgroup=p["WORKGROUP"] if p["REDUCE"] == "subgroup" and whole else 0,
+        subgroup=row_product_subgroup(p),
         addressing=addressing(p),
-        features=tuple(sorted(features)),
+        features=tuple(sorted(row_product_features(p))),
         fixed=(("X", p["X"]), ("Y", p["Y"])),
     )
 
@@ -144,189 +128,13 @@ def cost(problem: Problem, precision: DType) -> tuple[float, float]:
     return 2.0 * m * k * t, (weights + t * (k * s * x + 2 * m * y)) / 8
 
 
-def _matters(precision: DType, p: Mapping[str, Any]) -> bool:
-    elements = p["VEC"] * 32 // precision.bits
-    # Of several columns the template takes eight elements at a time, in a loop of its own.
-    at_once = elements if p["COLS"] == 1 else min(elements, 8)
-    if p["ROWS"] * p["COLS"] * p["UNROLL"] * at_once > MAX_PRODUCTS:
-        return False
-    return p["UNPACK"] in UNPACKS.get(precision, ("half",))
-
-
-def _shared_bytes(p: Mapping[str, Any]) -> int:
-    """Shared memory of a workgroup, at most: partial sums, levels of nf4, staged x."""
-    partial = p["WORKGROUP"] * p["ROWS"] * p["COLS"] if p["REDUCE"] in ("hybrid", "shared") else 0
-    levels = 16 if p["UNPACK"] == "shared" else 0
-    # A load has up to eight elements per word; see the template's tile_loads.
-    staged = max(1024, p["LANES"] * p["VEC"] * 8 * p["COLS"]) if p["INPUT"] == "staged" else 0
-    return int(4 * (partial + levels + staged))
-
-
-def _loop_fits(p: Mapping[str, Any]) -> bool:
-    if p["UNROLL"] > 1 and (p["VEC"] < 4 or p["ROWS"] * p["COLS"] > 4):
-        return False  # where sums are many, so is other work while a load is under way
-    if p["COLS"] > 1 and p["VEC"] == 2:
-        return False  # x moves more than weights do: only the extremes differ
-    if p["LANES"] > 64 and p["ROWS"] > 8:
-        return False  # no workgroup is left for the other cores
-    return bool(p["ROWS"] * p["COLS"] <= MAX_SUMS)
-
-
-def _layout_helps(p: Mapping[str, Any]) -> bool:
-    rows = p["WORKGROUP"] // p["LANES"] * p["ROWS"]
-    if p["LAYOUT"] == "gap":
-        return bool(rows > 1 and p["VEC"] == 4)
-    # Sparse inputs are the reason of short loads, and want their weights no less.
-    whole = p["VEC"] == 4 or p["INPUT"] == "sparse"
-    return bool(p["LAYOUT"] == "rows" or (whole and rows % TOGETHER[p["LAYOUT"]] == 0))
-
-
 GEMV = KernelFamily(
     name="gemv",
     template="gemv.comp.j2",
     dims=("M", "K", "S", "T", "X", "Y"),
     precisions=(F16, BF16, F32, Q8, NF4),
     space=Space(
-        Choice("WORKGROUP", (4, 8, 16, 32, 64, 128, 256), default=32),
-        Choice("LANES", (4, 8, 16, 32, 64, 128, 256), default=32),
-        Choice("ROWS", (1, 2, 4, 8, 16, 32), default=2),
-        # In this order, so that the default for a few tokens reads the weights once.
-        Choice("COLS", (1, 8, 4, 2), default=1),
-        Choice("VEC", (1, 2, 4), default=4),
-        Choice("UNROLL", (1, 2, 4), default=1),
-        Choice("REDUCE", ("subgroup", "butterfly", "hybrid", "shared"), default="hybrid"),
-        Choice("INPUT", ("direct", "staged", "sparse"), default="direct"),
-        Choice(
-            "UNPACK",
-            ("half", "shift", "shuffle", "shuffle16", "shared"),
-            default="half",
-            needs={"shuffle": "subgroup_shuffle", "shuffle16": "subgroup_shuffle"},
-        ),
-        ADDRESS,
-        WORD,
-        *activation_bits("X", "Y"),
-        LAYOUT,
-        Constraint("lanes divide the workgroup", lambda p, d: p["LANES"] <= p["WORKGROUP"]),
-        Constraint(
-            "a workgroup's rows stay in one route block",
-            lambda p, d: p["WORKGROUP"] // p["LANES"] * p["ROWS"] <= ROUTE_ROWS,
-        ),
-        Constraint(
-            # More of them share nothing but the launch.
-            "a workgroup has at most four groups, and one that is wider than a subgroup",
-            lambda p, d: (
-                p["WORKGROUP"] == p["LANES"]
-                or (
-                    p["WORKGROUP"] <= 4 * p["LANES"]
-                    and (p["LANES"] <= d.subgroup_min or "subgroup_arithmetic" not in d.features)
-                )
-            ),
-        ),
-        Constraint(
-            # With fewer, there is as little to gain as with bounds checks between them.
-            "long words are for loads of four words, by address",
-            lambda p, d: p["WORD"] == 32 or (p["VEC"] == 4 and p["ADDRESS"]),
-        ),
-        Constraint("sums fit the registers, and loads help each other", lambda p, d: _loop_fits(p)),
-        Constraint(
-            "a subgroup reduction stays inside a subgroup",
-            lambda p, d: (
-                p["REDUCE"] != "subgroup"
-                or (p["LANES"] <= d.subgroup_min and "subgroup_clustered" in d.features)
-                or (p["LANES"] == p["WORKGROUP"] and d.subgroup_min <= p["LANES"] <= d.subgroup_max)
-            ),
-        ),
-        Constraint(
-            "a butterfly has a sum for every lane, inside a subgroup",
-            lambda p, d: (
-                p["REDUCE"] != "butterfly"
-                or p["LANES"] <= min(p["ROWS"] * p["COLS"], d.subgroup_min)
-            ),
-        ),
-        Constraint(
-            "a hybrid reduction is over a whole workgroup of several subgroups",
-            lambda p, d: p["REDUCE"] != "hybrid" or d.subgroup_min < p["LANES"] == p["WORKGROUP"],
-        ),
-        Constraint(
-            "shared memory alone is for what subgroups cannot sum, and for few small sums",
-            lambda p, d: (
-                p["REDUCE"] != "shared"
-                or "subgroup_arithmetic" not in d.features
-                or (p["LANES"] <= d.subgroup_min and p["COLS"] == 1)
-            ),
-        ),
-        Constraint(
-            # Each store brings the whole epilogue with it: slow to compile where there are many.
-            "a subgroup's lanes store four sums each at most",
-            lambda p, d: (
-                p["REDUCE"] not in ("subgroup", "butterfly")
-                or p["ROWS"] * p["COLS"] <= 4 * p["LANES"]
-            ),
-        ),
-        Constraint(
-            # Staging costs two barriers per tile, which only many readers of few rows repay.
-            "staged inputs are read by four groups with few rows",
-            lambda p, d: (
-                p["INPUT"] != "staged"
-                or (
-                    p["WORKGROUP"] == 4 * p["LANES"]
-                    and p["ROWS"] <= 4
-                    and p["VEC"] == 4
-                    and p["UNROLL"] == 1
-                )
-            ),
-        ),
-        Constraint(
-            # Long loads are rarely all zero, nor are the x of several tokens; few rows save little.
-            "sparse inputs are looked at in short loads, for many rows",
-            lambda p, d: (
-                p["INPUT"] != "sparse"
-                or (p["VEC"] <= 2 and p["ROWS"] >= 4 and p["COLS"] == 1 and p["UNROLL"] == 1)
-            ),
-        ),
-        Constraint(
-            "lanes that hand out levels are all there",
-            lambda p, d: (
-                p["UNPACK"] not in ("shuffle", "shuffle16")
-                or (
-                    p["INPUT"] == "direct"
-                    and min(p["WORKGROUP"], d.subgroup_min)
-                    >= (8 if p["UNPACK"] == "shuffle" else 16)
-                )
-            ),
-        ),
-        Constraint(
-            "two shuffles are for subgroups that hold no sixteen levels",
-            lambda p, d: p["UNPACK"] != "shuffle" or min(p["WORKGROUP"], d.subgroup_min) < 16,
-        ),
-        Constraint(
-            "partial sums and staged inputs fit the shared memory",
-            lambda p, d: _shared_bytes(p) <= d.max_shared_memory,
-        ),
-        Constraint(
-            "16-bit rows are stored in pairs",
-            lambda p, d: (
-                p["Y"] == 32
-                or (
-                    p["ROWS"] >= 2
-                    and (p["REDUCE"] != "butterfly" or p["ROWS"] * p["COLS"] >= 2 * p["LANES"])
-                )
-            ),
-        ),
-        Constraint(
-            "a layout is for rows that a workgroup reads together, in whole loads",
-            lambda p, d: _layout_helps(p),
-        ),
-        ProblemConstraint(
-            "every lane has work",
-            lambda p, d, problem: p["LANES"] * p["VEC"] * p["UNROLL"] <= max(problem["K"], 32),
-        ),
-        ProblemConstraint(
-            "one or two passes over the weights, no column without a token to share with",
-            lambda p, d, problem: (
-                p["COLS"] < 2 * problem["T"] and (p["COLS"] == 8 or 2 * p["COLS"] >= problem["T"])
-            ),
-        ),
+        *row_product_space(("direct", "staged", "sparse"), rows=2),
     ),
     signature=signature,
     inputs=inputs,
@@ -353,5 +161,5 @@ GEMV = KernelFamily(
     ),
     defaults={"S": 1, "T": 1, "X": 32, "Y": 32},
     problem_rule=refuses_matrices,
-    matters=_matters,
+    matters=matters,
 )

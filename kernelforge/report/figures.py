@@ -17,7 +17,7 @@ from kernelforge.report.tables import microseconds, number, percent
 
 _LONGEST = 86.0
 """Percent of the width that the longest bar takes; the rest is for its label."""
-_KINDS = {"gemv": "gemv", "gemm": "gemm", "wkv7": "wkv"}
+_KINDS = {"gemv": "gemv", "norm_gemv": "gemv", "gemm": "gemm", "wkv7": "wkv"}
 KIND_TITLES = {
     "gemm": "matrix × matrix",
     "gemv": "matrix × vector",

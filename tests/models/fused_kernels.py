@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kernelforge.compile import buildable, compile_variant
 from kernelforge.families import get_family
@@ -27,12 +28,21 @@ def generic_without(info: DeviceInfo, families: Collection[str]) -> Bundle:
     return replace(bundle, manifest=replace(bundle.manifest, entries=kept))
 
 
-def tuned(device: Device, folder: Path, kernels: Collection[Timed]) -> Bundle:
-    """A bundle of the device's own: default variants, verified, as if they had been measured."""
+def tuned(
+    device: Device,
+    folder: Path,
+    kernels: Collection[Timed],
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Bundle:
+    """A bundle of the device's own: default variants, verified, as if they had been measured.
+
+    `changes` are parameters by family that are not as by default.
+    """
     winners = []
     for name, precision, problem, ns in kernels:
         family = get_family(name)
         params = family.default(precision, buildable(device.info), problem)
+        params |= (changes or {}).get(name, {})
         module = compile_variant(family, precision, params)
         checked = verify(device, family, family.precision(precision), module, problem, 1)
         assert checked.ok, checked.reason

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.signature import Layouts
 from kernelforge_runtime.bundle.select import KernelSet, Match, Selection
 
 Wanted = tuple[str, str, Problem]
 """A kernel that is asked for: family, precision, problem."""
+LaidOut = tuple[str, str, Problem, Layouts]
+"""The same, for operands that lie in memory so."""
 
 
 def takes_fused(
-    kernels: KernelSet, fused: Wanted, parts: Sequence[Wanted], otherwise: bool
+    kernels: KernelSet,
+    fused: Wanted | LaidOut,
+    parts: Sequence[Wanted | LaidOut],
+    otherwise: bool,
 ) -> bool:
     """Whether the fused kernel is used, not the separate ones.
 

@@ -195,10 +195,12 @@ class KernelSet:
             self._selected[key] = selection
         return selection
 
-    def find(self, family: str, precision: str, problem: Problem) -> Selection | None:
+    def find(
+        self, family: str, precision: str, problem: Problem, layouts: Layouts = ()
+    ) -> Selection | None:
         """As `select`, but None where no bundle has one: older bundles lack newer families."""
         try:
-            return self.select(family, precision, problem)
+            return self.select(family, precision, problem, layouts)
         except BundleError:
             return None
 

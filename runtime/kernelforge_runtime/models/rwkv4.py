@@ -68,8 +68,7 @@ class TimeMix:
 
     def add(self, ops: OpSet, x: Any, block: int) -> Any:
         """The residual stream with the output added."""
-        shifted = ops.norm_shift(x, self.norm, "shift", 2 * block, self.mix)
-        proj = ops.linear(shifted, self.project)
+        proj = ops.norm_linear(x, self.norm, "shift", 2 * block, self.mix, self.project)
         return ops.linear(ops.wkv4(proj, self.decay_bonus, "wkv4", block), self.output, add_to=x)
 
 

@@ -111,8 +111,7 @@ class TimeMix:
 
     def add(self, ops: OpSet, x: Any, block: int) -> Any:
         """The residual stream with the output added."""
-        shifted = ops.norm_shift(x, self.norm, "shift", 2 * block, self.mix)
-        proj = ops.linear(shifted, self.project)
+        proj = ops.norm_linear(x, self.norm, "shift", 2 * block, self.mix, self.project)
         return self.read_out.add(ops, x, proj, self.decay, block)
 
 

@@ -74,8 +74,7 @@ class ChannelMix:
             rows: every layer's matrix of each token side by side, [T, L CELLS].
             rows_column: where this layer's begins.
         """
-        shifted = ops.norm_shift(x, self.norm, "shift", shift, self.mix)
-        proj = ops.linear(shifted, self.key)
+        proj = ops.norm_linear(x, self.norm, "shift", shift, self.mix, self.key)
         gated = ops.deep_embed(proj, self.column, rows, rows_column, self.param)
         return ops.linear(gated, self.value, add_to=x)
 

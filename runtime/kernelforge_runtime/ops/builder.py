@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Layouts
-from kernelforge_runtime.bundle.fusion import Wanted, takes_fused
+from kernelforge_runtime.bundle.fusion import LaidOut, Wanted, takes_fused
 from kernelforge_runtime.bundle.select import KernelSet, Selection
 from kernelforge_runtime.plan import BufferLike, Dispatch
 from kernelforge_runtime.plan.arena import ALIGNMENT
@@ -106,10 +106,15 @@ class PlanBuilder:
                 self._temporaries[id(whole)] = whole
         self.calls.append(Call(selection, problem, operands, constants or {}, label, self.block))
 
-    def fuses(self, fused: Wanted, parts: Sequence[Wanted], otherwise: bool) -> bool:
+    def fuses(
+        self, fused: Wanted | LaidOut, parts: Sequence[Wanted | LaidOut], otherwise: bool
+    ) -> bool:
         """See `takes_fused`; remembers what it decided against."""
         taken = takes_fused(self.kernels, fused, parts, otherwise)
-        self.forgone += parts if taken else [fused]
+        # What is tuned is tuned in every layout.
+        self.forgone += (
+            [(name, form, problem) for name, form, problem, *_ in parts] if taken else [fused[:3]]
+        )
         return taken
 
     def finish(self, device: Device) -> tuple[list[Dispatch], Buffer | None]:

@@ -197,6 +197,18 @@ class NumpyOps:
             out = out * self.dtype.type(0.5)
         return self._activation(out) if add_to is not None else out
 
+    def norm_linear(
+        self,
+        x: Array,
+        norm: tuple[Array, Array],
+        state: str,
+        index: int,
+        mix: Array,
+        matrix: StackedParts,
+    ) -> Array:
+        """The one after the other, [T, rows]."""
+        return self.linear(self.norm_shift(x, norm, state, index, mix), matrix)
+
     # Recurrences
 
     def wkv4(self, proj: Array, param: Array, state: str, index: int) -> Array:

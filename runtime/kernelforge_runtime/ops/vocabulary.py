@@ -153,6 +153,17 @@ class OpSet(Protocol):
             halve: see RESCALE_EVERY.
         """
 
+    def norm_linear(
+        self,
+        x: Tensor,
+        norm: tuple[Vector, Vector],
+        state: str,
+        index: int,
+        mix: Vector,
+        matrix: Matrix,
+    ) -> Tensor:
+        """`norm_shift`, then `linear` of all its mixes: [T, rows]; the arguments are theirs."""
+
     # Recurrences
 
     def wkv4(self, proj: Tensor, param: Vector, state: str, index: int) -> Tensor:

@@ -16,12 +16,12 @@ from kernelforge_runtime.ops.device_weights import DeviceMatrix, DeviceVector, p
 from kernelforge_runtime.ops.host_rows import HostRows
 from kernelforge_runtime.ops.vocabulary import LazyRows
 from kernelforge_runtime.ops.vulkan_fused import Fusions
-from kernelforge_runtime.ops.vulkan_products import Products
+from kernelforge_runtime.ops.vulkan_norm_products import NormProducts
 from kernelforge_runtime.ops.vulkan_rosa import Rosa
 from kernelforge_runtime.vk import Buffer, Device
 
 
-class VulkanOps(Products, Fusions, Rosa):
+class VulkanOps(NormProducts, Fusions, Rosa):
     """Tokens, norms and mixes; products, recurrences and ROSA stand in files of their own.
 
     Attributes:
@@ -110,6 +110,7 @@ class VulkanOps(Products, Fusions, Rosa):
     def token_shift(self, x: Temporary, state: str, index: int, mix: DeviceVector) -> Temporary:
         """[S, T, C]."""
         mixes, width = mix.shape
+        carry = self.state[state].entry(index)
         out = self._stream(mixes, self._tokens, width)
         sizes = {"T": self._tokens, "C": width, "S": mixes, "B": self._size.sequences}
         self._call(
@@ -117,12 +118,12 @@ class VulkanOps(Products, Fusions, Rosa):
             Problem(**sizes, X=out.bits),
             {
                 "in_x": x,
-                "carry": self.state[state].entry(index),
+                "carry": carry,
                 "mix_by": mix,
                 "owner": self._step.owner,
                 "segment": self._segment,
                 "out_y": out,
-                "next_carry": self._following(state, index),
+                "next_carry": carry if self._size.single else self._following(state, index),
             },
             label=f"{state}.{index}",
         )

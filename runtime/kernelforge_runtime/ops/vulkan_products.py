@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ROUTE_ROWS, route_code
@@ -159,6 +160,9 @@ class Products(StepWriter):
             blocks = slice(row // ROUTE_ROWS, -(-(row + count) // ROUTE_ROWS))
             route[blocks, 0] = part.slot * tokens * columns + part.column
             route[blocks, 2] = code(part.activation)
+        return self._uploaded(route)
+
+    def _uploaded(self, route: NDArray[np.uint32]) -> BufferSlice:
         key = tuple(int(v) for v in route.reshape(-1))
         if key not in self._routes:
             self._routes[key] = self.store.upload(route)

@@ -98,7 +98,7 @@ class StepWriter:
         self._size = StepSize(1, 1, True)
         self._buffers: StepBuffers | None = None
         self._aside: dict[str, Buffer] = {}
-        self._carried: list[str] = []
+        self._carried: dict[str, list[int]] = {}
 
     def vector(self, values: NDArray[np.float32]) -> DeviceVector:
         """Uploads a small tensor in float32."""
@@ -107,20 +107,27 @@ class StepWriter:
     def begin(self, size: StepSize, buffers: StepBuffers) -> None:
         """Starts writing down a step."""
         self._builder, self._size, self._buffers = PlanBuilder(self.kernels), size, buffers
-        self._carried = []
+        self._carried = {}
 
     def finish(self) -> PlanBuilder:
         """Ends the step: what was carried aside moves into the state. Returns the builder."""
-        for name in self._carried:
+        for name, entries in self._carried.items():
             kept = self.state[name]
-            size = Problem(L=kept.entries, B=self._size.sequences, E=kept.slot_bytes // 4)
-            self._call(
-                "copy",
-                size,
-                {"in_x": self._aside[name], "out_y": kept.memory, "segment": self._segment},
-                {"stride": kept.entry_bytes // 4},
-                label=name,
-            )
+            aside = self._aside[name].slice(0, kept.memory.nbytes)
+            for run in evenly_spaced(sorted(set(entries))):
+                start = run.start * kept.entry_bytes
+                left = kept.memory.nbytes - start
+                self._call(
+                    "copy",
+                    Problem(L=len(run), B=self._size.sequences, E=kept.slot_bytes // 4),
+                    {
+                        "in_x": part_of(aside, start, left),
+                        "out_y": part_of(kept.memory, start, left),
+                        "segment": self._segment,
+                    },
+                    {"stride": run.step * kept.entry_bytes // 4},
+                    label=name,
+                )
         return self._builder
 
     def block(self, index: int | None) -> None:
@@ -159,18 +166,14 @@ class StepWriter:
         return Temporary(shape, bits=self.activations.bits)
 
     def _following(self, state: str, index: int) -> BufferSlice:
-        """Where a token shift leaves its carry.
+        """Where a kernel leaves a carry that other workgroups of it still read: aside.
 
-        In place if every sequence has one token at most; else aside, because other workgroups
-        still read what it replaces.
+        The end of the step brings it into the state.
         """
         kept = self.state[state]
-        if self._size.single:
-            return kept.entry(index)
         if state not in self._aside:
             self._aside[state] = self.device.buffer(kept.memory.nbytes, f"{state} aside")
-        if state not in self._carried:
-            self._carried.append(state)
+        self._carried.setdefault(state, []).append(index)
         whole = self._aside[state].slice(0, kept.memory.nbytes)
         return part_of(whole, index * kept.entry_bytes, kept.entry_bytes)
 
@@ -191,6 +194,20 @@ class StepWriter:
             buffer.close()
         self.state.clear()
         self._aside.clear()
+
+
+def evenly_spaced(entries: Sequence[int]) -> list[range]:
+    """Ascending entries as few ranges, so that one dispatch each can move them."""
+    runs: list[range] = []
+    for entry in entries:
+        last = runs[-1] if runs else None
+        if last is not None and len(last) == 1:
+            runs[-1] = range(last.start, entry + 1, entry - last.start)
+        elif last is not None and entry == last[-1] + last.step:
+            runs[-1] = range(last.start, entry + 1, last.step)
+        else:
+            runs.append(range(entry, entry + 1))
+    return runs
 
 
 PAGE_ROWS = 1024

@@ -162,8 +162,7 @@ class TimeMix:
             shift: entry of the state `shift`.
             state: entry of the state `wkv`.
         """
-        shifted = ops.norm_shift(x, self.norm, "shift", shift, self.mix)
-        proj = ops.linear(shifted, self.project)
+        proj = ops.norm_linear(x, self.norm, "shift", shift, self.mix, self.project)
         lora = ops.linear(proj, self.expand)
         params = self.gates, self.readout
         read: tuple[Any, Any] = ops.rwkv7_mix(proj, lora, params, v_first, ("wkv", state), self.eps)
@@ -196,5 +195,5 @@ class ChannelMix:
 
     def add(self, ops: OpSet, x: Any, shift: int, gate: tuple[Any, int] | None = None) -> Any:
         """The residual stream with the output, times the gate, added."""
-        shifted = ops.norm_shift(x, self.norm, "shift", shift, self.mix)
-        return ops.linear(ops.linear(shifted, self.key), self.value, add_to=x, gate=gate)
+        hidden = ops.norm_linear(x, self.norm, "shift", shift, self.mix, self.key)
+        return ops.linear(hidden, self.value, add_to=x, gate=gate)

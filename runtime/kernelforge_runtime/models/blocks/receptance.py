@@ -92,7 +92,6 @@ class ChannelMix:
 
     def add(self, ops: OpSet, x: Any, shift: int) -> Any:
         """The residual stream with the gated output added."""
-        shifted = ops.norm_shift(x, self.norm, "shift", shift, self.mix)
-        hidden = ops.linear(shifted, self.hidden)
+        hidden = ops.norm_linear(x, self.norm, "shift", shift, self.mix, self.hidden)
         gate = (hidden, self.gate)
         return ops.linear(hidden, self.value, add_to=x, gate=gate, halve=self.halve)
