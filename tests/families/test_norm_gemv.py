@@ -19,6 +19,7 @@ SHAPES = (
     {"REDUCE": "butterfly", "WORKGROUP": 8, "LANES": 4, "ROWS": 8, "VEC": 1},
     {"REDUCE": "hybrid", "WORKGROUP": 64, "LANES": 64, "LAYOUT": "by4"},
     {"REDUCE": "shared", "WORKGROUP": 16, "LANES": 4, "VEC": 2, "ADDRESS": True},
+    {"ADDRESS": True, "WORD": 64},
 )
 NOWHERE = 1 << 20
 """Where a segment without tokens may say that it is: far beyond every buffer."""
