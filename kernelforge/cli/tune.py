@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernelforge.cli import options, pareto, record, replay
+from kernelforge.cli import options, pareto, record, replay, untuned
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.cli.progress import ProgressBar
@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     replay.add_replay_options(parser)
     record.add_record_options(parser)
     pareto.add_pareto_options(parser)
+    untuned.add_untuned_options(parser)
     options.add(parser, "device")
     parser.add_argument(
         "--in-process",
@@ -108,6 +109,10 @@ def run(args: argparse.Namespace) -> int:
         return record.record(args, output)
     if args.only or args.warm_up:
         raise UsageError("--only and --warm-up are of a recording: give --record FILE")
+    if args.untuned:
+        if args.model or args.shape or args.problem:
+            raise UsageError("--untuned draws its problems: of --model, --shape, --problem none")
+        return untuned.judge_untuned(args, output)
     if args.model and args.shape:
         raise UsageError("--model and --shape do not go together: a shape stands for a model")
     if args.shape:
