@@ -32,11 +32,16 @@ class Journal:
         self.path = path
         self._ready = False
 
-    def append(self, measurement: Measurement) -> None:
-        """Adds one measurement; it is on the disk when this returns."""
+    def append(self, measurement: Measurement, trial: str = "") -> None:
+        """Adds one measurement; it is on the disk when this returns.
+
+        Args:
+            measurement: what was measured.
+            trial: which trial of which study it ends, if any; see `of_trials`.
+        """
         # The time is for reports, which must not depend on when they are made.
         time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        record = {"time": time, **measurement.to_json()}
+        record = {"time": time, **measurement.to_json(), **({"trial": trial} if trial else {})}
         line = json.dumps(record, separators=(",", ":"), allow_nan=False)
         try:
             self._prepare()
@@ -57,6 +62,10 @@ class Journal:
                 if file.read(1) != b"\n":
                     file.write(b"\n")
         self._ready = True
+
+    def of_trials(self) -> dict[str, Measurement]:
+        """Trial -> measurement, for every trial that the journal has to its end."""
+        return {trial: m for trial, m in _lines(self.path) if trial}
 
     def __iter__(self) -> Iterator[Measurement]:
         return iter(read_journal(self.path))
@@ -88,6 +97,11 @@ def read_journal(path: Path) -> list[Measurement]:
     Raises:
         TuneError: the file exists but cannot be read.
     """
+    return [measurement for _, measurement in _lines(path)]
+
+
+def _lines(path: Path) -> list[tuple[str, Measurement]]:
+    """Every whole line: its trial, and its measurement."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -99,7 +113,8 @@ def read_journal(path: Path) -> list[Measurement]:
         if not line.strip():
             continue
         try:
-            found.append(Measurement.from_json(json.loads(line)))
-        except (ValueError, TypeError, MeasureError) as error:
+            record = json.loads(line)
+            found.append((str(record.get("trial", "")), Measurement.from_json(record)))
+        except (ValueError, TypeError, AttributeError, MeasureError) as error:
             log.warning("%s line %d is damaged and was skipped (%s)", path, number, error)
     return found

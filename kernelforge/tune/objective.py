@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,12 +18,14 @@ from kernelforge.measure.measurement import Measurement, Outcome
 from kernelforge.measure.measurer import Measurer
 from kernelforge.tune.journal import Journal
 from kernelforge.tune.sampler import ABANDONED
+from kernelforge.tune.sharing import alive, silent
 
 MEASUREMENT = "measurement"
 GOOD = 0.95
 """Share of the winner's speed from which on a search has all but found it."""
 _WORKER = "worker"
 _SESSION = "session "
+_ID = "id"
 _ORPHAN_S = 60.0
 _STATES = {Outcome.OK: TrialState.COMPLETE, Outcome.REJECTED: TrialState.PRUNED}
 """All other outcomes are failures."""
@@ -33,7 +36,8 @@ def run_trial(
 ) -> Measurement:
     """Measures a trial's configuration, records it, and tells the study.
 
-    The journal comes first: a process killed in between repeats a trial rather than losing one.
+    The journal comes first: of a process killed in between, `release_orphans` finds there what the
+    study lacks, so that nothing is lost and nothing measured twice.
     Interrupted half way, the trial is marked as never tried, and the interruption goes on.
 
     Args:
@@ -46,9 +50,11 @@ def run_trial(
     try:
         trial.set_user_attr(_WORKER, _this_process())
         best = incumbent_ns(study)
-        measurement = bench.measure(trial.params, None if best is None else best * slowdown)
+        with alive(study._storage, trial._trial_id):
+            incumbent = None if best is None else best * slowdown
+            measurement = bench.measure(trial.params, incumbent)
         measurement = replace(measurement, corrected_ns=measurement.median_ns / slowdown)
-        journal.append(measurement)
+        journal.append(measurement, _name(study, trial.number))
         trial.set_user_attr(MEASUREMENT, measurement.to_json())
     except (OSError, TuneError):
         # What could not be written must not be written to: the next session frees the trial.
@@ -57,12 +63,21 @@ def run_trial(
         trial.set_user_attr(ABANDONED, "interrupted")
         study.tell(trial, state=TrialState.FAIL)
         raise
+    _tell(study, trial.number, measurement)
+    return measurement
+
+
+def _tell(study: Study, number: int, measurement: Measurement) -> None:
     state = _STATES.get(measurement.outcome, TrialState.FAIL)
     if state is TrialState.COMPLETE:
-        study.tell(trial, measurement.time_ns)
+        study.tell(number, measurement.time_ns)
     else:
-        study.tell(trial, state=state)
-    return measurement
+        study.tell(number, state=state)
+
+
+def _name(study: Study, number: int) -> str:
+    """A trial as the journal names it; with the study's own id, as --no-resume makes a new one."""
+    return f"{study.study_name}#{study.user_attrs.get(_ID, '')}#{number}"
 
 
 def incumbent_ns(study: Study) -> float | None:
@@ -84,16 +99,31 @@ def measured_trials(trials: Sequence[FrozenTrial]) -> list[tuple[int, Measuremen
     return found
 
 
-def release_orphans(study: Study, storage: BaseStorage) -> int:
-    """Frees the configurations of trials whose process is gone; returns how many there were.
+def release_orphans(study: Study, storage: BaseStorage, journal: Journal) -> int:
+    """Ends trials whose process is gone: with its measurement, where it came to one.
+
+    The configurations of the others are free again.
 
     Also notes that this process works on the study: one that is killed before it has put its name
     to a trial leaves no other trace.
+
+    Args:
+        study: whose trials.
+        storage: that holds it.
+        journal: of this process, where measurements may be that the study lacks.
+
+    Returns:
+        How many will be done again.
     """
+    if _ID not in study.user_attrs:
+        study.set_user_attr(_ID, uuid.uuid4().hex[:8])
     host, freed = socket.gethostname(), 0
     sessions = [name for name in study.user_attrs if name.startswith(_SESSION)]
     all_gone = bool(sessions) and all(_gone(name.removeprefix(_SESSION)) for name in sessions)
-    study.set_user_attr(_SESSION + _this_process(), True)
+    if _SESSION + _this_process() not in sessions:
+        study.set_user_attr(_SESSION + _this_process(), True)
+    mute = silent(storage, study._study_id)
+    known: dict[str, Measurement] | None = None
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = str(trial.user_attrs.get(_WORKER, ""))
         if worker.rpartition(":")[0] == host:
@@ -102,7 +132,14 @@ def release_orphans(study: Study, storage: BaseStorage) -> int:
             began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
             late = time.time() - began > (10 * _ORPHAN_S if worker else _ORPHAN_S)
             gone = late or (not worker and all_gone)
-        if gone:
+        if not gone and trial._trial_id not in mute:
+            continue
+        known = journal.of_trials() if known is None else known
+        measurement = known.get(_name(study, trial.number))
+        if measurement is not None:
+            storage.set_trial_user_attr(trial._trial_id, MEASUREMENT, measurement.to_json())
+            _tell(study, trial.number, measurement)
+        else:
             storage.set_trial_user_attr(trial._trial_id, ABANDONED, "killed")
             study.tell(trial.number, state=TrialState.FAIL)
             freed += 1

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from optuna.study import Study
+from optuna.trial import Trial
 
 from kernelforge.measure.measurement import Measurement, Outcome
 from kernelforge.measure.measurer import Measurer
@@ -16,9 +17,15 @@ from kernelforge.tune.ahead import Ahead
 from kernelforge.tune.budget import Budget, Deadline
 from kernelforge.tune.drift import EVERY, Drift
 from kernelforge.tune.journal import Journal
-from kernelforge.tune.objective import incumbent_ns, measured_trials, run_trial
+from kernelforge.tune.objective import (
+    incumbent_ns,
+    measured_trials,
+    release_orphans,
+    run_trial,
+)
 from kernelforge.tune.progress import Progress
 from kernelforge.tune.sampler import EnumeratedSampler, ExhaustedError
+from kernelforge.tune.sharing import ask, turn
 from kernelforge_runtime.errors import DeviceLostError
 
 log = logging.getLogger(__name__)
@@ -68,15 +75,10 @@ class Search:
         here = 0
         with Ahead(bench.family, bench.precision, threads) as ahead:
             while True:
-                trials = self._study.get_trials(deepcopy=False)
-                done = len(self._sampler.seen(trials))
-                if done >= limit or (deadline.reached and done > 0):
-                    return
-                if self.drift.times_ns and here % EVERY == 0:
-                    self._take_reference(len(trials))
-                try:
-                    trial = self._study.ask(self._sampler.space)
-                except ExhaustedError:
+                if self.drift.times_ns and here % EVERY == 0 and self._left(limit, deadline):
+                    self._take_reference(len(self._study.get_trials(deepcopy=False)))
+                trial, done = self._ask(limit, deadline)
+                if trial is None:
                     return
                 ahead.want(self._next)
                 slowdown = self.drift.slowdown_at(trial.number)
@@ -87,6 +89,30 @@ class Search:
                 self._report(last, done + 1, limit, deadline)
                 if last.outcome is Outcome.DEVICE_LOST and not bench.isolated:
                     raise DeviceLostError(f"{last.variant}: {last.reason}")
+
+    def _left(self, limit: int, deadline: Deadline) -> bool:
+        done = len(self._sampler.seen(self._study.get_trials(deepcopy=False)))
+        return done < limit and not (deadline.reached and done > 0)
+
+    def _ask(self, limit: int, deadline: Deadline) -> tuple[Trial | None, int]:
+        """The next trial, None if there is to be none, and how many there were before it.
+
+        Whoever finds nothing left to do looks once more for trials of workers that died.
+        """
+        storage = self._study._storage
+        with turn(storage, self._study.study_name):
+            for _ in range(2):
+                done = len(self._sampler.seen(self._study.get_trials(deepcopy=False)))
+                if deadline.reached and done > 0:
+                    return None, done
+                if done < limit:
+                    try:
+                        return ask(self._study, self._sampler.space), done
+                    except ExhaustedError:
+                        pass
+                if not release_orphans(self._study, storage, self._journal):
+                    break
+        return None, done
 
     def corrected(self) -> list[Measurement]:
         """Every measurement of the study, with drift taken out by all references there are."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from kernelforge.errors import TuneError
+from kernelforge.tune.sharing import BEAT_S, GRACE_S, FileStorage
 
 try:
     import fcntl
@@ -54,21 +58,31 @@ def open_storage(where: str | Path) -> BaseStorage:
     text = str(where)
     try:
         if "://" in text:
-            return RDBStorage(text)
+            return _database(text)
         path = Path(where)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock: JournalFileOpenLock = JournalFileOpenLock(text)
         if fcntl is not None:
             lock = _KernelLock(path.with_name(path.name + ".lock"))
         _mend(path, lock)
-        return JournalStorage(JournalFileBackend(text, lock_obj=lock))
+        return FileStorage(JournalFileBackend(text, lock_obj=lock), path)
     except TuneError:
         raise
     except Exception as error:  # drivers of databases raise what they like
         raise TuneError(
             f"cannot open tuning storage {text}: {error}; "
-            "give --storage a file path, or a URL of a database that exists and has its driver"
+            "give --storage a file path, or a URL of a database that exists and has its driver "
+            "(for PostgreSQL: pip install 'kernelforge[storage]')"
         ) from error
+
+
+def _database(url: str) -> RDBStorage:
+    if url.startswith("postgresql://") and find_spec("psycopg2") is None:
+        # The name alone means the older driver; the newer one is the one that we install.
+        url = url.replace("postgresql://", "postgresql+psycopg://", 1)
+    with warnings.catch_warnings():  # signs of life are called experimental
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return RDBStorage(url, heartbeat_interval=BEAT_S, grace_period=GRACE_S)
 
 
 def _mend(path: Path, lock: JournalFileOpenLock) -> None:

@@ -170,7 +170,7 @@ def tune_problem(
     study = optuna.create_study(
         storage=held, sampler=sampler, study_name=name, load_if_exists=True, direction="minimize"
     )
-    if freed := release_orphans(study, held):
+    if freed := release_orphans(study, held, journal):
         log.info("%s: %d trials of a killed process will be done again", name, freed)
     with open_bench(device, family, precision, problem, effort, isolation) as bench:
         try:
