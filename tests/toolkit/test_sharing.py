@@ -218,7 +218,7 @@ def test_two_workers_on_postgresql_try_everything_once_and_are_faster_than_one(
     together = [line for line in both if max(starts) <= line[1] <= min(ends)]
     ratio = rate(together) / rate(alone)
     print(f"two workers measure {ratio:.2f} times as many trials per second as one")  # noqa: T201
-    assert ratio > 1.1  # two where the processor is free: asking in turns and its load take the rest
+    assert ratio > 1.1  # two where the processor is free: asking in turns is what is lost
 
 
 @pytest.mark.slow
