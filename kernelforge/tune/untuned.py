@@ -130,6 +130,6 @@ def summary(found: Sequence[Judged]) -> str:
     worst = max((one for one in found if one.ratio.ratio in ratios), key=lambda o: o.ratio.ratio)
     return (
         f"{len(ratios)} problems never tuned: the runtime's choice takes {mean:.2f} times their "
-        f"own best (geometric mean), {near} of them at most 1.03 times; the worst is {worst.family} "
-        f"{worst.precision} {worst.problem}, {worst.ratio.ratio:.2f} times"
+        f"own best (geometric mean), {near} of them at most 1.03 times; the worst is "
+        f"{worst.family} {worst.precision} {worst.problem}, {worst.ratio.ratio:.2f} times"
     )
