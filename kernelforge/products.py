@@ -14,11 +14,13 @@ from kernelforge.matrices import random_weight, weight_bindings, weight_bits, we
 from kernelforge.weight_layouts import layout_name
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ROUTE_ROWS
-from kernelforge_runtime.abi.signature import Binding, PushConstant
+from kernelforge_runtime.abi.signature import MAX_SCRATCH_BYTES, Binding, PushConstant
 from kernelforge_runtime.dtypes import F32, U32, DType
 
 PRODUCT_DIMS = ("M", "K", "S", "T", "X", "Y")
 """Rows and columns of the matrix, inputs, tokens, bits of an element of x and of y."""
+MOST_TILES = 256
+"""More of them fill any GPU without K in parts, whatever it has of cores (some 150 today)."""
 PRODUCT_CONSTANTS = (PushConstant("M"), PushConstant("K"), PushConstant("T"))
 
 
@@ -32,6 +34,34 @@ def product_bindings(precision: DType, p: Mapping[str, Any]) -> tuple[Binding, .
         Binding("aux", F32, ("M",)),
         Binding("out_y", activation_type(p, "Y"), ("T", "M"), "readwrite"),
     )
+
+
+def parts_bindings(split: int, rows: int, tokens: int) -> tuple[Binding, ...]:
+    """Where workgroups that share a tile leave their sums, and how many have; nothing for one.
+
+    Args:
+        split: parts of K, each a workgroup's.
+        rows: of a tile.
+        tokens: of a tile.
+    """
+    if split == 1:
+        return ()
+    return (
+        Binding("parts", F32, (split, "T", "M"), "scratch"),
+        Binding("arrivals", U32, (f"T/{tokens}", f"M/{rows}"), "zeroed"),
+    )
+
+
+def parts_help(split: int, rows: int, tokens: int, problem: Problem) -> bool:
+    """Whether parts of K may be worth their sums' way through memory.
+
+    A part must be longer than a tile is wide, and whole tiles alone too few for a GPU.
+    """
+    if split == 1:
+        return True
+    tiles = -(-problem["M"] // rows) * -(-problem["T"] // tokens)
+    sums = 4 * split * problem["M"] * problem["T"]
+    return problem["K"] >= 128 * split and tiles <= MOST_TILES and sums <= MAX_SCRATCH_BYTES
 
 
 def product_inputs(problem: Problem, precision: DType, rng: np.random.Generator) -> Arrays:

@@ -16,6 +16,7 @@ from kernelforge.errors import CompileError
 from kernelforge.families import get_family
 from kernelforge.render import render
 from kernelforge.variant import Variant
+from kernelforge_runtime.abi.grid import Term, Times
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.signature import Signature
 from kernelforge_runtime.abi.spirv import reflect
@@ -100,7 +101,7 @@ def _show_signature(output: Output, signature: Signature) -> None:
         ],
     )
     axes = [
-        "*".join(f"ceil({t.dim}/{t.divisor})" if t.divisor > 1 else t.dim for t in axis) or "1"
+        "*".join(_spell(term) for term in axis) or "1"
         for axis in (signature.grid.x, signature.grid.y, signature.grid.z)
     ]
     output.text()
@@ -114,6 +115,15 @@ def _show_signature(output: Output, signature: Signature) -> None:
     if signature.fixed:
         fixed = " ".join(f"{name}={value}" for name, value in signature.fixed)
         output.text(f"compiled in     {fixed}")
+    if signature.multiples:
+        multiples = " ".join(f"{name}={size}" for name, size in signature.multiples)
+        output.text(f"multiples of    {multiples}: bounds are not checked")
+
+
+def _spell(term: Term) -> str:
+    if isinstance(term, Times):
+        return str(term.count)
+    return f"ceil({term.dim}/{term.divisor})" if term.divisor > 1 else term.dim
 
 
 def _stats(module: ShaderModule) -> dict[str, Any]:

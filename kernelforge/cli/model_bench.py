@@ -133,11 +133,13 @@ def touched_bytes(model: Model) -> int:
     written = set()
     for call in calls:
         for binding in call.selection.entry.signature.bindings:
-            if binding.access != "read":
+            if binding.access != "read" and not binding.is_own:
                 written.add(_place(call.operands[binding.name]))
     total = 0
     for call in calls:
         for binding in call.selection.entry.signature.bindings:
+            if binding.is_own:
+                continue
             operand = call.operands[binding.name]
             if isinstance(operand, Temporary | TemporarySlice) or _place(operand) in written:
                 continue

@@ -29,7 +29,7 @@ from kernelforge.pack.generic import generic_winners
 from kernelforge.render import template_sha256
 from kernelforge.tune.budget import Budget
 from kernelforge.tune.crossing import cross
-from kernelforge.tune.every_layout import layouts_of
+from kernelforge.tune.every_layout import kind_of, signature_of
 from kernelforge.tune.journal import Journal, read_journal
 from kernelforge.tune.portfolio import shipped_portfolio
 from kernelforge.tune.problems import TuneTask, collect_tasks, with_rivals
@@ -265,21 +265,28 @@ class Tuning:
 
 
 def _winners(result: TuneResult) -> list[Winner]:
-    """The best of each layout, and finalists so close behind that a bundle may use them instead."""
+    """The best of each layout, and finalists so close behind that a bundle may use them instead.
+
+    Where the best serves some sizes only, also the best that serves them all.
+    """
     family = get_family(result.family)
     default_ns = result.default.median_ns if result.default.ok else 0.0
-    finals = {
-        final.variant: layouts_of(family, family.precision(result.precision), final)
+    signatures = {
+        final.variant: signature_of(family, family.precision(result.precision), final)
         for final in result.finalists
         if final.ok
     }
+    finals = {name: kind_of(s) for name, s in signatures.items()}
+    if not signatures[result.best.variant].is_limited:  # none that is limited was faster
+        finals = {name: kind for name, kind in finals.items() if not kind[1]}
     best_ns = {finals[result.best.variant]: result.best.median_ns}
-    for final in sorted((f for f in result.finalists if f.ok), key=lambda f: f.median_ns):
+    good = [f for f in result.finalists if f.variant in finals and f.ok]
+    for final in sorted(good, key=lambda f: f.median_ns):
         best_ns.setdefault(finals[final.variant], final.median_ns)
     found = []
-    for final in result.finalists:
-        least = best_ns[finals[final.variant]] if final.ok else 0.0
-        if not final.ok or not least <= final.median_ns <= least * (1 + SLACK):
+    for final in good:
+        least = best_ns[finals[final.variant]]
+        if not least <= final.median_ns <= least * (1 + SLACK):
             continue
         params = family.space.normalise(Variant.parse(final.variant).values)
         module = compile_variant(family, result.precision, params)

@@ -17,15 +17,17 @@ from kernelforge.family import KernelFamily
 from kernelforge.products import (
     PRODUCT_CONSTANTS,
     PRODUCT_DIMS,
+    parts_bindings,
+    parts_help,
     product_bindings,
     product_cost,
     product_inputs,
     product_oracle,
 )
-from kernelforge.space import Choice, Constraint, Flag, Space
+from kernelforge.space import Choice, Constraint, Flag, ProblemConstraint, Space
 from kernelforge.weight_layouts import LAYOUT, TOGETHER
 from kernelforge_runtime.abi.device_info import DeviceInfo
-from kernelforge_runtime.abi.grid import CeilDiv, Grid
+from kernelforge_runtime.abi.grid import CeilDiv, Grid, Times
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ROUTE_ROWS
 from kernelforge_runtime.abi.signature import Signature
@@ -38,22 +40,28 @@ def _rows(p: Mapping[str, Any]) -> int:
 
 
 def _shared_bytes(p: Mapping[str, Any]) -> int:
-    """Of both tiles and the 16 levels that nf4 keeps beside them."""
-    return int(4 * (p["BK"] * (p["BM"] + p["BT"] + 2 * p["PAD"]) + 16))
+    """Of both tiles, the 16 levels that nf4 keeps beside them, and who arrived when."""
+    return int(4 * (p["BK"] * (p["BM"] + p["BT"] + 2 * p["PAD"]) + 17))
 
 
 def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     """Bindings, grid and workgroup of one variant."""
     tiled = p["FORM"] == "tile"
+    rows, tokens = _rows(p), p["BT"] if tiled else p["TT"]
     return Signature(
-        bindings=product_bindings(precision, p),
+        bindings=(*product_bindings(precision, p), *parts_bindings(p["SPLIT_GRID"], rows, tokens)),
         push_constants=PRODUCT_CONSTANTS,
-        grid=Grid(x=(CeilDiv("M", _rows(p)),), y=(CeilDiv("T", p["BT"] if tiled else p["TT"]),)),
+        grid=Grid(
+            x=(CeilDiv("M", rows),),
+            y=(CeilDiv("T", tokens),),
+            z=(Times(p["SPLIT_GRID"]),) if p["SPLIT_GRID"] > 1 else (),
+        ),
         workgroup=p["WORKGROUP"],
         subgroup=0 if tiled else p["WORKGROUP"],
         addressing=addressing(p),
         features=word_features(p) + (() if tiled else ("subgroup_shuffle",)),
         fixed=(("X", p["X"]), ("Y", p["Y"])),
+        multiples=(("M", rows), ("T", tokens)) if p["EDGES"] == "aligned" else (),
     )
 
 
@@ -61,14 +69,22 @@ _WIDE: dict[str, int | str] = {"VEC": 4, "PAD": 4, "PREFETCH": False, "STRIP": 0
 """What tiles of more than 32 rows alone vary, and its value elsewhere."""
 _NARROW: dict[str, int | str] = {"UNPACK": "half"}
 """What those do not vary: integer operations are a way around slow conversions in software."""
-_TILE = {"BM": 32, "BT": 32, "BK": 32}
+_TILE: dict[str, int | str] = {"BM": 32, "BT": 32, "BK": 32, "SPLIT_GRID": 1, "EDGES": "checked"}
 """What tiles alone vary."""
 _BROADCAST: dict[str, int | str] = {"SPREAD": "k", "WORD": 32}
 """What the other form alone varies: a tile's loads are few beside its products."""
+_ALIGNED: dict[str, int | str] = {"VEC": 4, "PAD": 4, "UNPACK": "half", "BK": 32}
+"""What tiles without bounds tests do not vary: the tests weigh most where loads are few."""
+_SPLIT: dict[str, int | str] = {**_ALIGNED, "EDGES": "checked", "STRIP": 0, "GROUP": 0}
+"""What does not matter where tiles are few and each is only part of the work."""
 
 
 def _only_where_it_matters(p: Mapping[str, Any]) -> bool:
-    fixed: dict[str, int | str] = dict(_TILE if p["FORM"] == "broadcast" else _BROADCAST)
+    fixed = dict(_TILE if p["FORM"] == "broadcast" else _BROADCAST)
+    if p["EDGES"] == "aligned":
+        fixed |= _ALIGNED
+    if p["SPLIT_GRID"] > 1:
+        fixed |= _SPLIT
     fixed |= _WIDE if p["FORM"] == "broadcast" or p["BM"] <= 32 else _NARROW
     return all(p[name] == value for name, value in fixed.items())
 
@@ -110,6 +126,8 @@ GEMM = KernelFamily(
         Choice(
             "FORM", ("tile", "broadcast"), default="tile", needs={"broadcast": "subgroup_shuffle"}
         ),
+        Choice("EDGES", ("checked", "aligned"), default="checked"),
+        Choice("SPLIT_GRID", (1, 2, 4, 8), default=1),
         Choice("WORKGROUP", (4, 8, 16, 32, 64, 128, 256), default=64),
         Choice("BM", (16, 32, 64, 128), default=32),
         Choice("BT", (8, 16, 32, 64, 128), default=32),
@@ -138,6 +156,17 @@ GEMM = KernelFamily(
         Constraint("the tile is of a size that is worth it", lambda p, d: _fills_a_gpu(p)),
         Constraint(
             "a parameter that changes nothing is not varied", lambda p, d: _only_where_it_matters(p)
+        ),
+        ProblemConstraint(
+            "aligned tiles have no rest",
+            lambda p, d, problem: (
+                p["EDGES"] == "checked"
+                or (problem["M"] % p["BM"] == 0 and problem["T"] % p["BT"] == 0)
+            ),
+        ),
+        ProblemConstraint(
+            "K is shared out where tiles are few and K is long",
+            lambda p, d, problem: parts_help(p["SPLIT_GRID"], _rows(p), p["BT"], problem),
         ),
         Constraint(
             "one subgroup, rows within one route block",

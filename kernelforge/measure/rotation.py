@@ -73,6 +73,8 @@ class Rotation:
         count = self.copies(signature)
         chosen = {}
         for binding in signature.bindings:
+            if binding.is_own:  # the plan provides it
+                continue
             wanted = count if self._is_weight(binding) else 1
             nbytes = binding.nbytes(self._problem)  # a layout may need more than another one
             held = self._buffers.setdefault((binding.name, nbytes), [])

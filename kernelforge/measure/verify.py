@@ -1,6 +1,7 @@
 """Is a kernel's result right? Fresh random inputs, poisoned outputs, guard words, an oracle.
 
-After a run, no guard word on either side of any buffer may have changed, nor any input.
+After a run, no guard word on either side of any buffer may have changed, nor any input. Memory of
+the kernel's own starts as poison too, or as zeros where it must be left as zeros.
 
 Speed is measured elsewhere; a variant that fails here is never timed, and never packed.
 
@@ -222,7 +223,7 @@ class Verifier:
                 return Verification(False, math.inf, 0.0, where, seed, f"{reason} (seed {seed})")
         worst: Verification | None = None
         for binding in signature.bindings:
-            if binding.access == "read":
+            if binding.access == "read" or binding.is_own:
                 continue
             if binding.name not in self._expected:
                 raise MeasureError(
@@ -257,6 +258,9 @@ class Verifier:
         if place := held.touched():
             side = "past the end" if place.startswith("end") else "before the start"
             return f"{name}[{place}]", f"wrote {side} of {name}: {name}[{place}]"
+        if binding.access == "zeroed" and (left := np.flatnonzero(held.data)).size:
+            where = f"{name}[word {int(left[0])}]"
+            return where, f"did not leave {name} zero, as the next run needs it: {where}"
         if binding.access == "read":
             given = host_bytes(binding, self.problem, self._inputs).view(np.uint32)
             changed = np.flatnonzero(held.data != given)

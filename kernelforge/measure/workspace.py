@@ -90,7 +90,10 @@ class Workspace:
         for binding in signature.bindings:
             buffer = self._reserve(binding.name, binding.nbytes(problem))
             buffer.fill(POISON)
-            if binding.access != "write":
+            if binding.access == "zeroed":
+                nothing = np.zeros(_words(binding.nbytes(problem)), np.uint32)
+                buffer.upload(nothing, _GUARD_BYTES)
+            elif binding.access not in ("write", "scratch"):
                 buffer.upload(host_bytes(binding, problem, inputs), _GUARD_BYTES)
             rest = buffer.nbytes - _GUARD_BYTES
             buffers[binding.name] = buffer.slice(_GUARD_BYTES, rest)

@@ -13,8 +13,8 @@ from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Layouts
 
-Key = tuple[str, str, Problem, Layouts]
-"""Family, precision, problem, and how its operands lie in memory."""
+Key = tuple[str, str, Problem, Layouts, bool]
+"""Family, precision, problem, how its operands lie in memory, and whether it is for some sizes."""
 
 
 class Verification(Protocol):
@@ -61,8 +61,14 @@ class Winner:
 
     @property
     def key(self) -> Key:
-        """What the winner is the answer to: a problem, for operands that lie in memory so."""
-        return self.family, self.precision, self.problem, self.module.signature.layouts
+        """What the winner is the answer to: a problem, for operands that lie in memory so.
+
+        A kernel that serves some sizes only stands beside one that serves them all.
+        """
+        signature = self.module.signature
+        return (
+            self.family, self.precision, self.problem, signature.layouts, signature.is_limited,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,8 @@ def winner(
 def choose(candidates: Iterable[Winner], slack: float = 0.0) -> list[Winner]:
     """The verified winner of each problem and layout, from as few modules as the slack allows.
 
+    Two where the fastest does not serve all sizes: it, and the fastest that does.
+
     One for each layout, since a matrix is kept in one layout for all families: which of them that
     is shows when all are measured, and the runtime chooses when it loads the matrix.
 
@@ -122,13 +130,15 @@ def choose(candidates: Iterable[Winner], slack: float = 0.0) -> list[Winner]:
             another problem uses anyway. With 0.03 a bundle usually needs a few modules per
             family, and pipelines to match, at no loss that can be felt.
     """
+    found = _by_problem(candidates)
     good = {
         key: {
             name: candidate
             for name, candidate in variants.items()
             if candidate.median_ns <= _least(variants) * (1.0 + slack)
         }
-        for key, variants in _by_problem(candidates).items()
+        for key, variants in found.items()
+        if _is_worth_it(key, found)
     }
     groups: dict[tuple[str, str], list[Key]] = {}
     for key in good:
@@ -141,7 +151,7 @@ def choose(candidates: Iterable[Winner], slack: float = 0.0) -> list[Winner]:
             chosen.append(min(able, key=lambda c: (c.median_ns, c.module.name)))
     return sorted(
         chosen,
-        key=lambda w: (*w.key[:2], tuple(sorted(w.problem.items())), w.key[3]),
+        key=lambda w: (*w.key[:2], tuple(sorted(w.problem.items())), *w.key[3:]),
     )
 
 
@@ -199,6 +209,12 @@ def _by_problem(candidates: Iterable[Winner]) -> dict[Key, dict[str, Winner]]:
         if known is None or candidate.median_ns < known.median_ns:
             variants[candidate.module.name] = candidate
     return found
+
+
+def _is_worth_it(key: Key, found: Mapping[Key, Mapping[str, Winner]]) -> bool:
+    """Whether a kernel for some sizes is faster than the one beside it that serves them all."""
+    beside = found.get((*key[:4], False))
+    return not key[4] or beside is None or _least(found[key]) < _least(beside)
 
 
 def _least(variants: Mapping[str, Winner]) -> float:

@@ -18,7 +18,7 @@ from kernelforge.measure import statistics
 from kernelforge.measure.measurement import Measurement
 from kernelforge.measure.measurer import Measurer
 from kernelforge.tune.budget import Deadline
-from kernelforge.tune.every_layout import layouts_of
+from kernelforge.tune.every_layout import kind_of, signature_of
 from kernelforge.tune.finals import run_finals
 from kernelforge.tune.journal import Journal
 from kernelforge.tune.study import TuneResult
@@ -99,24 +99,26 @@ def missing(
         for name in {m.variant for m in _best_of_each_layout(other, family)}:
             wins[name] = wins.get(name, 0) + 1
     known = {m.variant for m in result.finalists}
-    own = {layouts_of(family, precision, m): m for m in _best_of_each_layout(result, family)}
+    own = {
+        kind_of(signature_of(family, precision, m)): m for m in _best_of_each_layout(result, family)
+    }
     slow = {
         m.variant
         for m in result.trials
-        if m.ok and (mine := own.get(layouts_of(family, precision, m))) is not None
+        if m.ok and (mine := own.get(kind_of(signature_of(family, precision, m)))) is not None
         and m.time_ns > HOPELESS * _trial_ns(result, mine)
     }  # fmt: skip
     counts: dict[Any, int] = {}
     found = []
     for name in sorted(wins, key=lambda n: (-wins[n], n)):
         params = family.space.normalise(Variant.parse(name).values)
-        layouts = family.signature(precision, params).layouts
-        if name in known or name in slow or layouts not in own:
+        kind = kind_of(family.signature(precision, params))
+        if name in known or name in slow or kind not in own:
             continue
         if family.space.refuses(params, info, result.problem) is not None:
             continue
-        if counts.setdefault(layouts, 0) < MOST:
-            counts[layouts] += 1
+        if counts.setdefault(kind, 0) < MOST:
+            counts[kind] += 1
             found.append(name)
     return found
 
@@ -126,7 +128,7 @@ def _best_of_each_layout(result: TuneResult, family: KernelFamily) -> list[Measu
     best: dict[Any, Measurement] = {}
     chosen = [result.best, *sorted(result.finalists, key=lambda m: m.median_ns)]
     for measurement in (m for m in chosen if m.ok):
-        best.setdefault(layouts_of(family, precision, measurement), measurement)
+        best.setdefault(kind_of(signature_of(family, precision, measurement)), measurement)
     return list(best.values())
 
 

@@ -92,6 +92,8 @@ def run(
         nbytes = max(binding.nbytes(problem), data.nbytes if data is not None else 0)
         buffers[binding.name] = device.buffer(nbytes + GUARD_BYTES, binding.name)
         buffers[binding.name].fill(UNWRITTEN)
+        if binding.access == "zeroed":
+            data = np.zeros(binding.nbytes(problem) // 4, np.uint32)
         if data is not None:
             buffers[binding.name].upload(data)
     bound = {**buffers, **{name: buffers[other] for name, other in (shared or {}).items()}}
@@ -105,7 +107,10 @@ def run(
         for name, end in ends.items():
             after = bound[name].download(np.uint32)
             assert (after[end:] == before[name][end:]).all(), f"{name} was written past its end"
-        return {b.name: bound[b.name].download(b.dtype.np, b.extent(problem)) for b in written}
+        found = {b.name: bound[b.name].download(b.dtype.np, b.extent(problem)) for b in written}
+        for binding in written:
+            assert binding.access != "zeroed" or not found[binding.name].any(), binding.name
+        return {b.name: found[b.name] for b in written if not b.is_own}
     finally:
         for buffer in buffers.values():
             buffer.close()

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelforge_runtime.abi.grid import CeilDiv, Grid
+from kernelforge_runtime.abi.grid import CeilDiv, Grid, Times
 from kernelforge_runtime.errors import PlanError
 
 sizes = st.integers(1, 2**31 - 1)
-terms = st.builds(CeilDiv, st.sampled_from("MNKT"), sizes)
+terms = st.builds(CeilDiv, st.sampled_from("MNKT"), sizes) | st.builds(Times, sizes)
 grids = st.builds(Grid, *(st.lists(terms, max_size=3).map(tuple) for _ in range(3)))
 
 
@@ -22,6 +22,7 @@ def test_axes_are_products_and_an_empty_axis_is_one():
     grid = Grid((CeilDiv("H"), CeilDiv("N", 16)), (CeilDiv("T", 3),))
     assert grid.evaluate({"H": 12, "N": 64, "T": 7}) == (48, 3, 1)
     assert Grid().evaluate({}) == (1, 1, 1)
+    assert Grid((CeilDiv("T", 3), Times(2)), z=(Times(8),)).evaluate({"T": 7}) == (6, 1, 8)
 
 
 @given(grids)
@@ -43,7 +44,10 @@ def test_a_divisor_out_of_range_is_refused(divisor):
 @pytest.mark.parametrize(
     "data",
     [None, 7, [], [[], []], [[], [], [], []], {"x": []}, "xyz", [["M", 1], [], []]]
-    + [[[term], [], []] for term in (["M"], ["M", "x"], ["M", None], ["M", 0], ["M", 1, 1])],
+    + [
+        [[term], [], []]
+        for term in (["M"], ["M", "x"], ["M", None], ["M", 0], ["M", 1, 1], 0, -1, 2.0)
+    ],
 )
 def test_a_wrong_form_is_refused(data):
     with pytest.raises(PlanError):

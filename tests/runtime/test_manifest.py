@@ -249,6 +249,21 @@ def test_compiled_in_dimensions_agree_with_the_problem() -> None:
     assert Manifest.parse(set_signature("fixed", {"N": 1024})).entries[0].signature.fixed
 
 
+def test_what_a_kernel_serves_must_divide_the_problem_and_leave_its_memory_small() -> None:
+    assert Manifest.parse(set_signature("multiples", {"N": 64})).entries[0].signature.is_limited
+    refused(set_signature("multiples", {"N": 100}), "multiples of {'N': 100}, but its problem")
+    refused(set_signature("multiples", {"M": 2}), "multiples of")
+    refused(set_signature("multiples", {"N": 0}), "multiple of N")
+    refused(set_signature("multiples", {}), "multiples")
+    refused(set_signature("multiples", [64]), "multiples")
+    own = [["x", "f32", ["N"], "read"], ["y", "f32", [8, "N"], "scratch"]]
+    assert Manifest.parse(set_signature("bindings", own)).entries[0].signature.is_limited
+    own[1][2] = [2**22, "N"]
+    refused(set_signature("bindings", own), "at most 16 MiB per buffer of its own")
+    refused(set_signature("grid", [[4097], [], []]), "grid count")
+    assert Manifest.parse(set_signature("grid", [[["N", 64]], [], [4]]))
+
+
 def test_nothing_in_a_manifest_tells_one_card_or_one_day_from_another() -> None:
     twin = replace(DEVICE, device_uuid="ff" * 16, pipeline_cache_uuid="ee" * 16)
     assert bundle_bytes(twin) == bundle_bytes(DEVICE)

@@ -8,7 +8,7 @@ import pytest
 
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.signature import Binding, PushConstant
-from kernelforge_runtime.dtypes import F32
+from kernelforge_runtime.dtypes import F32, U32
 from kernelforge_runtime.errors import DeviceError, PlanError
 from kernelforge_runtime.plan import Dispatch, Plan
 from kernelforge_runtime.vk import CommandBuffer
@@ -230,3 +230,41 @@ def test_an_empty_plan_runs(device):
         plan.run()
         assert plan.dispatch_ns() == []
         assert plan.elapsed_ns() >= 0
+
+
+OWN = (Y, Binding("held", F32, (2, "N"), "scratch"), Binding("turns", U32, (1,), "zeroed"))
+LAST_ADDS = """
+    held[i] = 1.0;
+    memoryBarrierBuffer();
+    if (atomicAdd(turns[0], 1u) == N - 1u) {
+        memoryBarrierBuffer();
+        for (uint j = 0u; j < N; j++) y[j] = held[j];
+        turns[0] = 0u;
+    }
+"""
+
+
+def test_a_kernel_s_own_memory_is_the_plan_s_and_is_zero_where_it_must_be(
+    device, buffers, barriers
+):
+    """Two sizes share it: were turns not zero again, the second would find no last one."""
+    module = kernel(LAST_ADDS, OWN, workgroup=1)
+    small, large = buffers(16), buffers(64)
+    calls = [Dispatch(module, {"N": 16}, {"y": small}), Dispatch(module, {"N": 64}, {"y": large})]
+    with Plan(device, calls) as plan:
+        assert len(barriers) == 1  # though they have no buffer that they were given in common
+        for _ in range(3):
+            small.fill(0)
+            large.fill(0)
+            plan.run()
+            assert (small.download(np.float32) == 1).all()
+            assert (large.download(np.float32) == 1).all()
+
+
+def test_a_plan_that_is_refused_leaves_none_of_its_own_memory(device, buffers):
+    module = kernel(LAST_ADDS, OWN, workgroup=1)
+    device.pipeline(module)
+    before = device.live_objects
+    with pytest.raises(PlanError, match="binding y has no buffer"):
+        Plan(device, [Dispatch(module, {"N": 16}, {})])
+    assert device.live_objects == before

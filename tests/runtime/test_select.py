@@ -147,3 +147,37 @@ def test_a_kernel_set_passes_over_a_damaged_bundle_unless_it_was_asked_for(
         KernelSet.open(DEVICE, own, search=[tmp_path])
     with pytest.raises(BundleError, match="no generic one"):
         KernelSet.open(DEVICE, search=[own.parent / "nowhere"])
+
+
+def pair(size: int, multiple: int, aligned_ns: int = 900) -> list[Entry]:
+    """A kernel for all sizes, and one for multiples."""
+    aligned = replace(SIGNATURE, multiples=(("N", multiple),))
+    return [
+        entry(Problem(N=size)),
+        entry(Problem(N=size), signature=aligned, median_ns=aligned_ns),
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 31, 33, 63, 65, 96, 127, 1000, 1023, 1025, 2**31 - 1])
+def test_a_kernel_for_multiples_is_never_chosen_for_a_problem_with_a_rest(
+    tmp_path: Path, size: int
+) -> None:
+    """Nor for the nearest problem, nor if nothing nearer than another bundle is left."""
+    own = opened(tmp_path / "own", [*pair(64, 32), *pair(1024, 128)])
+    multiples = select([own], "saxpy", "f32", Problem(N=size)).entry.signature.multiples
+    assert all(size % of == 0 for _, of in multiples)
+    assert bool(multiples) is (size == 96)
+    only = opened(tmp_path / "only", [e for e in pair(1024, 128) if e.signature.multiples])
+    generic = opened(tmp_path / "generic", [entry(Problem(N=7))], GENERIC)
+    assert select([only, generic], "saxpy", "f32", Problem(N=size)).bundle is generic
+    with pytest.raises(BundleError, match="no kernel for saxpy f32"):
+        select([only], "saxpy", "f32", Problem(N=size))
+
+
+def test_of_a_pair_the_faster_that_serves_the_problem_is_taken(tmp_path: Path) -> None:
+    own = opened(tmp_path / "own", [*pair(64, 32), *pair(1024, 128, aligned_ns=2000)])
+    assert len(own.entries) == 4
+    assert select([own], "saxpy", "f32", Problem(N=64)).entry.signature.multiples
+    assert select([own], "saxpy", "f32", Problem(N=128)).entry.signature.multiples
+    assert not select([own], "saxpy", "f32", Problem(N=1024)).entry.signature.multiples
+    assert select([own], "saxpy", "f32", Problem(N=1024)).match is Match.EXACT

@@ -1,6 +1,7 @@
 """Signatures: sizes, push constants as bytes, and the manifest form."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from kernelforge.families import load_families
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
-from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
+from kernelforge_runtime.abi.signature import MAX_SCRATCH_BYTES, Binding, PushConstant, Signature
 from kernelforge_runtime.dtypes import BF16, F32, U32
 from kernelforge_runtime.errors import PlanError
 
@@ -76,6 +77,22 @@ def test_fixed_dimensions_decide_what_is_served():
     assert not SIGNATURE.serves({})
 
 
+def test_multiples_and_memory_of_its_own_decide_what_is_served():
+    aligned = replace(SIGNATURE, multiples=(("M", 32), ("T", 8)))
+    assert aligned.serves({"N": 64, "M": 96, "T": 8})
+    for wrong in ({"M": 95, "T": 8}, {"M": 96, "T": 9}, {"M": 16, "T": 8}, {"M": 96}):
+        assert not aligned.serves({"N": 64, **wrong})
+    own = Binding("held", F32, (8, "T"), "scratch")
+    greedy = replace(SIGNATURE, bindings=(*SIGNATURE.bindings, own))
+    assert greedy.serves({"N": 64, "T": MAX_SCRATCH_BYTES // 32})
+    assert not greedy.serves({"N": 64, "T": MAX_SCRATCH_BYTES // 32 + 1})
+    assert not greedy.serves({"N": 64})
+    for limited in (aligned, greedy):
+        assert limited.is_limited
+        assert Signature.from_json(limited.to_json()) == limited
+    assert not SIGNATURE.is_limited
+
+
 def test_every_signature_of_every_family_comes_back_from_its_manifest_form():
     assert Signature.from_json(SIGNATURE.to_json()) == SIGNATURE
     for family in load_families().values():
@@ -101,6 +118,8 @@ WRONG = [
     {"features": None},
     {"fixed": []},
     {"fixed": {"N": "64"}},
+    {"multiples": [32]},
+    {"multiples": {"M": 32.0}},
     {"grid": []},
 ]
 

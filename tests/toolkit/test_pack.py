@@ -350,3 +350,24 @@ def test_a_winner_is_made_from_a_measurement() -> None:
     assert not winner(wrong, module, 3, 20.0).verification.ok
     with pytest.raises(PackError, match="measure it again"):
         winner(replace(measured, spirv_sha256="f" * 64), module, 3, 20.0)
+
+
+def test_beside_a_kernel_for_multiples_one_for_all_sizes_is_packed(tmp_path: Path) -> None:
+    aligned = ShaderModule(
+        "saxpy/f32/ROWS9", with_constant(9), replace(SIGNATURE, multiples=(("N", 32),))
+    )
+    some = [
+        candidate(64, 900, module=aligned),
+        candidate(64, 1000, rows=1),
+        candidate(64, 1100, rows=2),
+        candidate(128, 900, module=aligned),
+        candidate(128, 800, rows=2),  # here the other has no purpose
+    ]
+    chosen = choose(some)
+    assert [(w.problem["N"], w.module.name[-1]) for w in chosen] == [
+        (64, "1"),
+        (64, "9"),
+        (128, "2"),
+    ]
+    bundle = open_bundle(pack(tmp_path, DEVICE, chosen, toolchain=TOOLCHAIN), DEVICE)
+    assert [e.signature.is_limited for e in bundle.entries] == [False, True, False]

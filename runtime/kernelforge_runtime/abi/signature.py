@@ -7,20 +7,25 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from kernelforge_runtime.abi.grid import Grid
 from kernelforge_runtime.dtypes import DTYPES, F32, U32, DType
 from kernelforge_runtime.errors import PlanError
 from kernelforge_runtime.layout import Layout, LayoutError
 
-Access = Literal["read", "write", "readwrite"]
+Access = Literal["read", "write", "readwrite", "scratch", "zeroed"]
+"""What a kernel does with a buffer. The last two are memory of its own, which the plan provides: of
+"scratch" neither what it holds before a run nor after it matters; "zeroed" is zero before, and the
+kernel leaves it so."""
 Addressing = Literal["descriptor", "address"]
 
 Layouts = tuple[tuple[str, str], ...]
 """(binding, layout) of every binding that is not row-major; none: all are."""
 
 ADDRESS_BYTES = 8
+MAX_SCRATCH_BYTES = 16 << 20
+"""Of one binding: a kernel that would want more serves smaller problems only."""
 _TERM = re.compile(r"[A-Z](/[1-9][0-9]{0,6})?")
 
 
@@ -32,7 +37,7 @@ class Binding:
         name: GLSL name of the buffer's array.
         dtype: element type on the host.
         shape: numbers, dimension names (single capitals), or `M/32` for ceil(M / 32); row-major.
-        access: what the kernel does with it.
+        access: what the kernel does with it, see `Access`.
         layout: how its elements lie in memory, see `kernelforge_runtime.layout`; row-major
             where it says nothing. Axes are called by the capitals of `shape`. Of q8 and nf4 it
             counts weights, and the fastest digit of K fills whole words.
@@ -43,6 +48,11 @@ class Binding:
     shape: tuple[str | int, ...]
     access: Access = "read"
     layout: str = ""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is memory of the kernel's own, of which nobody else needs to know."""
+        return self.access in ("scratch", "zeroed")
 
     def extent(self, dims: Mapping[str, int]) -> tuple[int, ...]:
         """The shape in numbers for these dimensions."""
@@ -105,6 +115,8 @@ class Signature:
     """Device features that the kernel needs, spelled as in DeviceInfo.features."""
     fixed: tuple[tuple[str, int], ...] = ()
     """Dimensions that are compiled in: the kernel serves only problems that have these values."""
+    multiples: tuple[tuple[str, int], ...] = ()
+    """Dimensions that must be multiples of a number: the kernel checks no bounds there."""
 
     @property
     def layouts(self) -> Layouts:
@@ -117,9 +129,34 @@ class Signature:
         addresses = len(self.bindings) if self.addressing == "address" else 0
         return ADDRESS_BYTES * addresses + 4 * len(self.push_constants)
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether it serves some sizes only, and needs another kernel beside it for the others."""
+        return bool(self.multiples) or any(b.is_own for b in self.bindings)
+
+    @property
+    def limits(self) -> str:
+        """Which dimensions it serves, for messages: `compiled for {'X': 32}`."""
+        text = f"compiled for {dict(self.fixed)}"
+        if self.multiples:
+            text += f" and multiples of {dict(self.multiples)}"
+        if any(b.is_own for b in self.bindings):
+            text += f", with at most {MAX_SCRATCH_BYTES >> 20} MiB per buffer of its own"
+        return text
+
     def serves(self, dims: Mapping[str, int]) -> bool:
-        """Whether the dimensions that are compiled in agree with these."""
-        return all(dims.get(name) == value for name, value in self.fixed)
+        """Whether the kernel is right for these dimensions, and takes no undue memory of its own.
+
+        What is compiled in must agree, what goes unchecked must divide.
+        """
+        if any(dims.get(name) != value for name, value in self.fixed):
+            return False
+        if any(name not in dims or dims[name] % size for name, size in self.multiples):
+            return False
+        try:
+            return all(b.nbytes(dims) <= MAX_SCRATCH_BYTES for b in self.bindings if b.is_own)
+        except PlanError:  # a dimension of its scratch is missing
+            return False
 
     def pack_constants(self, values: Mapping[str, int | float]) -> bytes:
         """The 32-bit push constants as bytes, little endian (addresses not included).
@@ -153,6 +190,7 @@ class Signature:
             "features": list(self.features),
             "fixed": dict(self.fixed),
             "grid": self.grid.to_json(),
+            **({"multiples": dict(self.multiples)} if self.multiples else {}),
             "push_constants": [[c.name, c.dtype.name] for c in self.push_constants],
             "subgroup": self.subgroup,
             "workgroup": self.workgroup,
@@ -181,7 +219,8 @@ class Signature:
                 subgroup=_count(data["subgroup"]),
                 addressing=data["addressing"],
                 features=tuple(str(f) for f in data["features"]),
-                fixed=tuple(sorted((str(n), _count(v)) for n, v in data["fixed"].items())),
+                fixed=_named_counts(data["fixed"]),
+                multiples=_named_counts(data.get("multiples", {})),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PlanError(
@@ -212,10 +251,14 @@ def _shape(shape: Any) -> tuple[str | int, ...]:
 
 
 def _access(access: Any) -> Access:
-    if access not in ("read", "write", "readwrite"):
-        raise PlanError(f"binding access {access!r}: expected read, write or readwrite")
+    if access not in get_args(Access):
+        raise PlanError(f"binding access {access!r}: expected {', '.join(get_args(Access))}")
     result: Access = access
     return result
+
+
+def _named_counts(data: Any) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted((str(name), _count(value)) for name, value in data.items()))
 
 
 def _count(value: Any) -> int:

@@ -58,7 +58,7 @@ class Bundle:
     entries: tuple[Entry, ...] = ()
     skipped: tuple[tuple[Entry, str], ...] = ()
     _checked: dict[tuple[str, str], ShaderModule] = field(default_factory=dict, repr=False)
-    _index: dict[tuple[str, str, Layouts], dict[Problem, Entry]] = field(
+    _index: dict[tuple[str, str, Layouts], dict[Problem, list[Entry]]] = field(
         default_factory=dict, repr=False
     )
 
@@ -70,7 +70,7 @@ class Bundle:
         self._index = {}
         for entry in self.entries:
             key = (entry.family, entry.precision, entry.signature.layouts)
-            self._index.setdefault(key, {})[entry.problem] = entry
+            self._index.setdefault(key, {}).setdefault(entry.problem, []).append(entry)
 
     @property
     def slug(self) -> str:
@@ -78,16 +78,28 @@ class Bundle:
         return self.manifest.device.slug
 
     def problems(
-        self, family: str, precision: str, layouts: Layouts = ()
+        self,
+        family: str,
+        precision: str,
+        layouts: Layouts = (),
+        serving: Problem | None = None,
     ) -> Mapping[Problem, Entry]:
         """Entries of a family and precision by their problem; empty where there are none.
+
+        Of two for one problem it is the faster one: one serves all sizes, the other some.
 
         Args:
             family: e.g. `gemv`.
             precision: e.g. `f16`.
             layouts: how their operands lie in memory; all row-major where nothing is given.
+            serving: only kernels that are right for this problem, too.
         """
-        return self._index.get((family, precision, layouts), {})
+        found = {}
+        for problem, entries in self._index.get((family, precision, layouts), {}).items():
+            able = [e for e in entries if serving is None or e.signature.serves(serving)]
+            if able:
+                found[problem] = min(able, key=lambda e: e.median_ns)
+        return found
 
     def layouts(self, family: str, precision: str) -> list[Layouts]:
         """What operands of this family may lie like, row-major first if that is among it."""

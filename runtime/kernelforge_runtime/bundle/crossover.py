@@ -117,6 +117,6 @@ def _measured(
     """Medians in ns by problem, of the kernels that serve this one."""
     return {
         tuned: entry.median_ns
-        for tuned, entry in bundle.problems(family, precision, layouts).items()
-        if entry.median_ns > 0 and entry.signature.serves(problem)
+        for tuned, entry in bundle.problems(family, precision, layouts, problem).items()
+        if entry.median_ns > 0
     }

@@ -103,10 +103,14 @@ class Entry:
     verified: Verified
 
     @property
-    def key(self) -> tuple[str, str, tuple[tuple[str, int], ...], Layouts]:
-        """What is unique in a bundle, and the order of its entries."""
+    def key(self) -> tuple[str, str, tuple[tuple[str, int], ...], Layouts, bool]:
+        """What is unique in a bundle, and the order of its entries.
+
+        A kernel that serves some sizes only may stand beside one that serves them all.
+        """
         problem = tuple(sorted(self.problem.items()))
-        return self.family, self.precision, problem, self.signature.layouts
+        signature = self.signature
+        return self.family, self.precision, problem, signature.layouts, signature.is_limited
 
     def to_json(self) -> dict[str, Any]:
         """Form kept in manifests."""
@@ -145,7 +149,7 @@ class Entry:
         problem = problem_from_json(data["problem"])
         signature = signature_from_json(data["signature"])
         if not signature.serves(problem):
-            raise BundleError(f"compiled for {dict(signature.fixed)}, but its problem is {problem}")
+            raise BundleError(f"{signature.limits}, but its problem is {problem}")
         check_layouts(signature, problem)
         verified = record(data["verified"], ("max_abs_error", "seed", "tolerance"))
         return cls(
@@ -191,7 +195,7 @@ class Manifest:
     """A whole manifest.
 
     Attributes:
-        entries: ascending by (family, precision, problem, layouts), each key once.
+        entries: ascending by their keys, each key once.
         ceilings: measured limits of the device, unit in the name (`read_bandwidth_gbps`), by name.
     """
 

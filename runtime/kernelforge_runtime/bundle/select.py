@@ -73,14 +73,13 @@ def select(
         BundleError: no bundle has this family and precision with these dimensions and layouts.
     """
     for bundle in bundles:
-        problems = bundle.problems(family, precision, layouts)
+        # A kernel may have dimensions compiled in, or be right for multiples of a tile only.
+        problems = bundle.problems(family, precision, layouts, problem)
         exact = problems.get(problem)
         if exact is not None:
             return Selection(exact, _match(bundle, 0.0), bundle, 0.0)
-        # A kernel may have dimensions compiled in; of the others any value is served.
-        serving = [p for p, entry in problems.items() if entry.signature.serves(problem)]
         # Entries ascend by problem, so of two that are equally near the first one is taken.
-        nearest = min(serving, key=problem.distance, default=None)
+        nearest = min(problems, key=problem.distance, default=None)
         distance = math.inf if nearest is None else problem.distance(nearest)
         if nearest is not None and math.isfinite(distance):
             return Selection(problems[nearest], _match(bundle, distance), bundle, distance)

@@ -22,6 +22,7 @@ MAX_RANK = 8
 MAX_DIMS = 16
 MAX_GRID_TERMS = 4
 MAX_GRID_DIVISOR = 1 << 20
+MAX_GRID_COUNT = 1 << 10
 MAX_WORKGROUP = 4096
 SUBGROUPS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -55,6 +56,7 @@ def signature_from_json(data: Any) -> Signature:
             "subgroup",
             "workgroup",
         ),
+        ("multiples",),
     )
     names = set()
     for binding in listed(data["bindings"], "bindings", MAX_BINDINGS, 1):
@@ -83,16 +85,21 @@ def signature_from_json(data: Any) -> Signature:
         raise BundleError("push_constants: a name is there twice")
     for axis in listed(data["grid"], "grid", 3, 3):
         for term in listed(axis, "grid axis", MAX_GRID_TERMS):
+            if not isinstance(term, list):
+                count(term, "grid count", MAX_GRID_COUNT, 1)
+                continue
             dim, divisor = listed(term, "grid term", 2, 2)
             matching(dim, "grid dimension", _DIM, 1)
             count(divisor, "grid divisor", MAX_GRID_DIVISOR, 1)
     for feature in listed(data["features"], "features", MAX_FEATURES):
         matching(feature, "feature", FEATURE)
-    if not isinstance(data["fixed"], dict):
-        raise BundleError(f"fixed: expected an object, found {show(data['fixed'])}")
-    for name, size in data["fixed"].items():
-        matching(name, "fixed dimension", _DIM, 1)
-        count(size, f"fixed {name}", MAX_DIMENSION, 1)
+    for key, what in (("fixed", "fixed"), ("multiples", "multiple of")):
+        sizes = data.get(key, {})
+        if not isinstance(sizes, dict) or (key == "multiples" and key in data and not sizes):
+            raise BundleError(f"{key}: expected an object, found {show(sizes)}")
+        for name, size in sizes.items():
+            matching(name, f"{key} dimension", _DIM, 1)
+            count(size, f"{what} {name}", MAX_DIMENSION, 1)
     count(data["workgroup"], "workgroup", MAX_WORKGROUP, 1)
     if count(data["subgroup"], "subgroup") not in SUBGROUPS:
         raise BundleError(f"subgroup: expected one of {SUBGROUPS}, found {data['subgroup']}")

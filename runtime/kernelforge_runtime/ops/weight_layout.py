@@ -140,13 +140,13 @@ def _time(
         tuned = dict.fromkeys(
             found
             for other in bundle.layouts(family, form.name)
-            for found, entry in bundle.problems(family, form.name, other).items()
-            if entry.median_ns and entry.signature.serves(problem)
+            for found, entry in bundle.problems(family, form.name, other, problem).items()
+            if entry.median_ns
         )
         nearest = _nearest(problem, list(tuned))
         if nearest is not None:
             entries = (
-                bundle.problems(name, form.name, layouts).get(nearest)
+                bundle.problems(name, form.name, layouts, problem).get(nearest)
                 for name in contenders(family, problem)
             )
             return min((e.median_ns for e in entries if e and e.median_ns), default=math.inf)

@@ -21,7 +21,8 @@ class Dispatch:
     Attributes:
         module: the kernel.
         dims: value of every dimension that the signature names.
-        buffers: a buffer or slice for each binding, by name.
+        buffers: a buffer or slice for each binding, by name. What is the kernel's own (see
+            `abi.signature.Access`) may be left out: a plan provides it.
         constants: push constants that are no dimensions.
         label: what it does in the model, for traces: `blocks.0.att.output`.
     """
@@ -38,13 +39,13 @@ class Dispatch:
         Raises:
             PlanError: a binding has no buffer, or one that is too small.
         """
-        if not self.module.signature.serves(self.dims):
+        signature = self.module.signature
+        if not signature.serves(self.dims):
             raise PlanError(
-                f"{self.module.name} is compiled for {dict(self.module.signature.fixed)}; "
-                f"asked for {dict(self.dims)}"
+                f"{self.module.name} is {signature.limits}; asked for {dict(self.dims)}"
             )
         out = []
-        for binding in self.module.signature.bindings:
+        for binding in signature.bindings:
             if binding.name not in self.buffers:
                 raise PlanError(f"{self.module.name}: binding {binding.name} has no buffer")
             given = self.buffers[binding.name]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kernelforge_runtime.errors import PlanError
 from kernelforge_runtime.plan.dispatch import Dispatch
+from kernelforge_runtime.plan.scratch import Scratch
 from kernelforge_runtime.vk import BufferSlice, CommandBuffer, Device, TimestampPool
 from kernelforge_runtime.vk.descriptors import DescriptorPool
 
@@ -38,7 +39,9 @@ class Plan:
         timestamps: Timing = "none",
         name: str = "plan",
     ) -> None:
-        self.device, self.dispatches, self.name = device, tuple(dispatches), name
+        self.device, self.name = device, name
+        self._scratch = Scratch(device, dispatches, name)
+        self.dispatches = tuple(self._scratch.completed(d) for d in dispatches)
         self.timing: Timing = timestamps
         self.clock = "timestamp" if device.info.timestamp_bits else "host"
         self._host_ns = 0.0
@@ -137,6 +140,7 @@ class Plan:
         for part in (self._commands, self._descriptors, self._pool):
             if part is not None:
                 part.close()
+        self._scratch.close()
         self._commands = self._descriptors = self._pool = None
 
     def __enter__(self) -> Plan:
