@@ -77,6 +77,8 @@ has_swiftshader() {
     -s $swiftshader/version ]]
 }
 
+has_postgres() { any_file /usr/lib/postgresql/*/bin/initdb; }
+
 wanted_stamp() { cat pyproject.toml scripts/setup.sh scripts/apt_sources.sh | sha256sum; }
 is_current() { [[ -f $state/stamp && $(<"$state/stamp") == "$(wanted_stamp)" ]]; }
 
@@ -101,6 +103,7 @@ check() {
     complete=1
   fi
   has_swiftshader || echo "optional, missing: SwiftShader (its tests are skipped)"
+  has_postgres || echo "optional, missing: postgresql (the tests of a database shared by tuners are skipped)"
   [[ $complete == 0 ]] && echo "everything is in place"
   return $complete
 }
@@ -293,6 +296,21 @@ fetch_swiftshader() {
   mv "$unpack"/{libvk_swiftshader.so,vk_swiftshader_icd.json,version} "$swiftshader"
 }
 
+# Tests start a server of their own from it; the one that Debian would set up and start is not wanted.
+setup_postgres() {
+  local no_cluster=/etc/postgresql-common/createcluster.d/kernelforge.conf
+  if has_postgres || is_current || ! have apt-get || ! can_be_root; then return; fi
+  refresh_lists
+  as_root mkdir -p "${no_cluster%/*}"
+  echo "create_main_cluster = false" | as_root tee "$no_cluster" >/dev/null
+  if apt_get "$state/apt-postgres.log" install --no-install-recommends postgresql; then
+    say "installed postgresql, for tests only: no server was set up"
+  else
+    warn "no PostgreSQL ($(problem_in "$state/apt-postgres.log")): its tests will be skipped"
+  fi
+  as_root rm -f "$no_cluster"
+}
+
 main() {
   local system=yes option
   for option in "$@"; do
@@ -311,6 +329,7 @@ main() {
 
   if [[ $system == yes ]]; then
     setup_system
+    setup_postgres
   else
     warn_of_missing
   fi
