@@ -31,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     variant.add_argument("--glsl", action="store_true", help="print its GLSL")
     variant.add_argument("--spirv", action="store_true", help="print its SPIR-V (spirv-dis)")
     variant.add_argument("--stats", action="store_true", help="print what its SPIR-V declares")
+    bundle = parser.add_argument_group("for a bundle")
+    bundle.add_argument(
+        "--remeasure",
+        action="store_true",
+        help="time its kernels again beside the defaults, and say which claims hold within 2 %%",
+    )
+    options.add(bundle, "family", help="with --remeasure: only this family")
     parser.add_argument(
         "--check",
         action="store_true",
@@ -44,18 +51,27 @@ def run(args: argparse.Namespace) -> int:
     output = Output(args)
     path = Path(args.target)
     folder = path if path.is_dir() else _bundle_folder(args.target)
-    if folder is not None:
+    if args.family and (folder is None or not args.remeasure):
+        raise UsageError("--family goes with --remeasure of a bundle")
+    if folder is not None and args.remeasure:
+        _refuse(args, "a bundle", "glsl", "spirv", "stats", "space", "problem")
+        if args.check:
+            raise UsageError("--check and --remeasure are two runs: a check disturbs the times")
+        from kernelforge.cli.inspect_claims import show_claims
+
+        show_claims(folder, args, output)
+    elif folder is not None:
         _refuse(args, "a bundle", "glsl", "spirv", "stats", "space", "problem")
         from kernelforge.cli.inspect_bundle import show_bundle
 
         show_bundle(folder, args, output)
     elif path.is_file() or path.suffix in MODEL_SUFFIXES:
-        _refuse(args, "a model file", "glsl", "spirv", "stats", "space", "problem")
+        _refuse(args, "a model file", "glsl", "spirv", "stats", "space", "problem", "remeasure")
         from kernelforge.cli.inspect_model import show_model
 
         show_model(path, args, output)
     elif "/" in args.target:
-        _refuse(args, "a variant", "space", "problem", "check")
+        _refuse(args, "a variant", "space", "problem", "remeasure", "check")
         from kernelforge.cli.inspect_kernel import show_variant
 
         show_variant(args, output)
@@ -68,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_family(args: argparse.Namespace) -> None:
-    _refuse(args, "a family", "glsl", "spirv", "stats", "check")
+    _refuse(args, "a family", "glsl", "spirv", "stats", "remeasure", "check")
     if args.problem and not args.space:
         raise UsageError("--problem goes with --space: it says which variants are valid for it")
 
