@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from kernelforge_runtime.vk import Device
 
 LINE_EVERY = 25
+MOST_DRIFT = 1.25
+"""The slowest time of the default over its fastest, from which on a recording is doubtful."""
 
 
 def add_record_options(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +126,11 @@ def record(args: argparse.Namespace, output: Output) -> int:
         f"(between {min(default) / 1e6:.4f} and {max(default) / 1e6:.4f} of {len(default)}); "
         f"{100 * space.near_optimum:.2f} % within 5 % of the optimum"
     )
+    if moved > MOST_DRIFT:
+        output.note(
+            f"the device was up to {moved:.1f} times slower than at best: what it took out of the "
+            "times is a guess; record again, with --no-resume, when nothing else runs"
+        )
     output.document(
         {
             "file": path,

@@ -213,20 +213,22 @@ class Recording:
         if not self._timed:
             raise TuneError(f"--record {name}: nothing was measured yet")
         configs, runtimes, reasons = [], [], []
+        smoothed = _smoothed(self.drift)
         for params in self._sub.configs:
             if (kept := self._timed.get(self._sub.name_of(params))) is None:
                 continue
             number, found = kept
             values = {n: v if isinstance(v, str) else int(v) for n, v in params.items()}
             configs.append(values)
-            runtimes.append(self._runtimes(number, found) if found.ok else ())
+            runtimes.append(self._runtimes(smoothed, number, found) if found.ok else ())
             reasons.append("correct" if found.ok else _WORDS.get(found.outcome, "runtime"))
         return RecordedSpace(
             name, tuple(configs), tuple(runtimes), tuple(reasons), self._metadata()
         )
 
-    def _runtimes(self, number: int, found: Measurement) -> tuple[float, ...]:
-        slowdown = self.drift.slowdown_at(number)
+    @staticmethod
+    def _runtimes(smoothed: Drift, number: int, found: Measurement) -> tuple[float, ...]:
+        slowdown = smoothed.slowdown_at(number)
         slow = set(statistics.outliers(found.samples_ns))
         kept = [ns for i, ns in enumerate(found.samples_ns) if i not in slow]
         return tuple(round(ns / slowdown / 1e6, 6) for ns in kept)
@@ -284,3 +286,19 @@ class Recording:
             elif m.variant in self._names and m.phase == "trial":
                 self._keep(m)
         self._known = ()
+
+
+def _smoothed(drift: Drift) -> Drift:
+    """Each reference with the median of itself and its neighbours: one disturbed one is no drift.
+
+    Ten configurations would be divided by it, and the fastest of a space would be an accident.
+    """
+    known = drift.to_json()
+    if len(known) < 3:
+        return drift
+    times = [ns for _, ns, _ in known]
+    last = len(known) - 3
+    starts = [min(max(i - 1, 0), last) for i in range(len(known))]
+    return Drift(
+        [(n, sorted(times[i : i + 3])[1], e) for i, (n, _, e) in zip(starts, known, strict=True)]
+    )

@@ -10,9 +10,10 @@ from kernelforge.errors import TuneError
 from kernelforge.measure.bench import Bench
 from kernelforge.measure.programs import SAME
 from kernelforge.render import template_sha256
+from kernelforge.tune.drift import Drift
 from kernelforge.tune.journal import Journal, read_journal
 from kernelforge.tune.recorded import read_space, write_t4
-from kernelforge.tune.recording import ONCE, REFERENCE, WARM_UP, Recording, SubSpace
+from kernelforge.tune.recording import ONCE, REFERENCE, WARM_UP, Recording, SubSpace, _smoothed
 from kernelforge.tune.replay import replay
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.dtypes import F32
@@ -109,8 +110,9 @@ def test_times_are_those_of_a_device_that_does_not_drift(device, sub, tmp_path) 
         first, second, third = (bench.describe(p) for p in sub.configs[:3])
         default = replace(bench.describe(sub.default), phase=REFERENCE)
         lines = [
-            (default, 1e6, ""), (first, 3e6, ""), (default, 2e6, ""), (second, 6e6, ""),
-            (third, 3e6, f"{SAME} {first.variant}"), (default, 2e6, ""),
+            *[(default, 1e6, "")] * 3, (first, 3e6, ""),
+            *[(default, 2e6, "")] * 3, (second, 6e6, ""),
+            (third, 3e6, f"{SAME} {first.variant}"), *[(default, 2e6, "")] * 2,
         ]  # fmt: skip
         template = template_sha256(sub.family)
         for blank, ns, note in lines:
@@ -130,6 +132,13 @@ def test_times_are_those_of_a_device_that_does_not_drift(device, sub, tmp_path) 
     for params in sub.configs[:3]:
         values = {n: v if isinstance(v, str) else int(v) for n, v in params.items()}
         assert by_name[str(values)] == pytest.approx(3.0)
+
+
+def test_one_disturbed_reference_is_no_drift() -> None:
+    times = [1.0, 1.0, 9.0, 1.0, 1.0, 2.0, 2.0]
+    smoothed = _smoothed(Drift([(i, ns, 0.0) for i, ns in enumerate(times)]))
+    assert smoothed.times_ns == [1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0]
+    assert _smoothed(Drift([(0, 1.0, 0.0), (1, 3.0, 0.0)])).times_ns == [1.0, 3.0]
 
 
 @pytest.mark.parametrize(
