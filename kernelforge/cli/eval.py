@@ -6,6 +6,8 @@
   kernelforge eval MODEL --text FILE  bits per byte and perplexity of a text
   kernelforge eval MODEL --text FILE --weights f16,q8,nf4
                                       the same in each format, and the memory of the weights
+  kernelforge eval MODEL --text FILE --weights q8 --int8-dot always
+                                      the same with inputs of products rounded to int8, and without
 
 Every symbol of an answer is predicted from the true ones before it, as the author of these models
 scores them. Without --count and --digits the problems are as many and of the lengths that he
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelforge.cli import options
-from kernelforge.cli.evaluation.formats import HEADS, documents, rows, score_formats
+from kernelforge.cli.evaluation.formats import HEADS, ROUNDED, documents, rows, score_formats
 from kernelforge.cli.evaluation.scoring import Result, evaluate, marks
 from kernelforge.cli.evaluation.tasks import MOST_DIGITS, TASKS, Sample, Task
 from kernelforge.cli.evaluation.text import score_text
@@ -33,6 +35,7 @@ from kernelforge_runtime.bundle import KernelSet
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models import Model, Reference, load_model, load_reference
 from kernelforge_runtime.models.formats import weight_format
+from kernelforge_runtime.ops.vulkan_products import FEW_TOKENS
 from kernelforge_runtime.text import load_tokenizer
 from kernelforge_runtime.vk import open_device
 
@@ -83,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help=f"{options.LOADED_WEIGHTS}; several with commas are compared on --text",
     )
-    options.add(parser, "activations", "threads")
+    options.add(parser, "activations", "int8-dot", "int8-bound", "threads")
     parser.add_argument(
         "--tokenizer",
         metavar="T",
@@ -100,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--count, --digits, --batch and --free are of the tasks, not of --text")
     output = Output(args)
     formats = args.weights.split(",") if args.weights else []
+    if args.int8_dot is not None:
+        formats = _with_int8(args, formats)
     if len(formats) > 1:
         if args.text is None:
             raise UsageError(f"--weights {args.weights}: several formats are compared on --text")
@@ -241,9 +246,22 @@ def _digits(text: str) -> tuple[int, int]:
     return first, last
 
 
+def _with_int8(args: argparse.Namespace, formats: list[str]) -> list[str]:
+    """The formats, q8 without and with int8 dot products."""
+    if args.text is None:
+        raise UsageError("--int8-dot is of --text: it says what they cost")
+    if args.device == CPU:
+        raise UsageError("--device cpu runs in NumPy: it has no --int8-dot")
+    formats = formats or ["q8"]
+    if "q8" not in formats:
+        raise UsageError(f"--int8-dot is for q8 weights, found --weights {args.weights}")
+    at = formats.index("q8") + 1
+    return [*formats[:at], f"q8{ROUNDED}", *formats[at:]]
+
+
 def _formats(args: argparse.Namespace, output: Output, formats: Sequence[str]) -> None:
     for name in formats:
-        weight_format(name)  # said before any model is loaded
+        weight_format(name.removesuffix(ROUNDED))  # said before any model is loaded
     with _loader(args, 1) as load:
         found = score_formats(
             args.model,
@@ -251,8 +269,12 @@ def _formats(args: argparse.Namespace, output: Output, formats: Sequence[str]) -
             formats,
             lambda vocabulary: load_tokenizer(args.tokenizer, vocabulary),
             Path(args.text).read_bytes(),
+            FEW_TOKENS if args.int8_dot else None,
         )
     output.table([*HEADS], rows(found))
+    for one in found:
+        if one.int8 is not None:
+            output.text(f"{one.int8}; all in steps of {FEW_TOKENS} tokens")
     output.document({"text": args.text, "model": args.model, "formats": documents(found)})
 
 
@@ -274,6 +296,13 @@ def _loader(
         raise ModelError(f"{args.model}: no such file: check the path")
     with open_device(args.device) as device:
         kernels = KernelSet.open(device.info, args.bundle)
-        yield lambda weights: load_model(
-            args.model, device, kernels, weights, args.activations, slots
-        )
+        asked = options.int8_dot(args)
+
+        def load(weights: str | None) -> Model:
+            name = weights and weights.removesuffix(ROUNDED)
+            int8_dot = asked if name != weights else None
+            return load_model(
+                args.model, device, kernels, name, args.activations, slots, int8_dot=int8_dot
+            )
+
+        yield load

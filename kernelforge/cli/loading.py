@@ -26,7 +26,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     options.add(parser, "device", help=_DEVICE)
     options.add(parser, "bundle")
     options.add(parser, "weights", default=None, help=options.LOADED_WEIGHTS)
-    options.add(parser, "activations", "threads")
+    options.add(parser, "activations", "int8-dot", "int8-bound", "threads")
     parser.add_argument(
         "--tokenizer",
         metavar="T",
@@ -45,7 +45,10 @@ def loaded(
         args: of a parser with `add_loading`.
         slots: sequences that a step can advance.
     """
+    int8_dot = options.int8_dot(args)
     if args.device == CPU:
+        if int8_dot is not None:
+            raise UsageError("--device cpu runs in NumPy: it has no --int8-dot")
         if args.bundle or getattr(args, "trace", False):
             raise UsageError("--device cpu runs in NumPy: it has no --bundle and no --trace")
         with load_reference(
@@ -73,6 +76,9 @@ def loaded(
                 args.activations,
                 slots,
                 progress=lambda done, total, name: bar.show(done, total, f"loading {name}"),
+                int8_dot=int8_dot,
             )
         with model:
+            if model.int8 is not None and model.int8.products:  # else its log has said so
+                Output(args).note(str(model.int8))
             yield model, kernels

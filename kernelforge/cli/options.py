@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kernelforge_runtime.abi.problem import Problem
+    from kernelforge_runtime.models.int8_dot import Int8Dot
 
 JOURNAL_FILE = "journal.jsonl"
 """Every measurement of a tuning run, in its journal folder."""
@@ -49,6 +50,16 @@ def count(text: str) -> int:
     return int(text)
 
 
+def _part(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -83,6 +94,19 @@ SHARED: dict[str, dict[str, Any]] = {
         "default": "f32",
         "help": "type of the residual stream and of what products multiply: f32 or f16 "
         "(default: f32)",
+    },
+    "int8-dot": {
+        "metavar": "USE",
+        "choices": ("faster", "always"),
+        "help": "with q8 weights: round the inputs of products to int8 in steps of few tokens, "
+        "where that was measured faster, or always; off by default, and refused where a trial run "
+        "at load is beyond --int8-bound",
+    },
+    "int8-bound": {
+        "metavar": "PART",
+        "type": _part,
+        "help": "how far int8 dot products may put the logits off, as a part of their spread "
+        "(default: 0.05)",
     },
     "threads": {
         "metavar": "N",
@@ -142,6 +166,18 @@ def model_file(args: argparse.Namespace, note: Callable[[str], None]) -> Path:
     folder = cache_dir() / "models"
     note(f"{args.shape}: random weights, kept in {folder}")
     return random_model(args.shape, folder)
+
+
+def int8_dot(args: argparse.Namespace) -> Int8Dot | None:
+    """What --int8-dot and --int8-bound ask for."""
+    if args.int8_dot is None:
+        if args.int8_bound is not None:
+            raise UsageError("--int8-bound is of --int8-dot")
+        return None
+    from kernelforge_runtime.models.int8_dot import INT8_BOUND, Int8Dot
+
+    bound = INT8_BOUND if args.int8_bound is None else args.int8_bound
+    return Int8Dot(args.int8_dot, bound)
 
 
 def journal_folder(given: str | None, slug: str) -> Path:

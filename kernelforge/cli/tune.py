@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     options.add(what, "activations")
     what.add_argument(
+        "--int8-dot",
+        action="store_true",
+        help="with q8 weights: also tune the products that round their inputs to int8, which "
+        "`run --int8-dot faster` takes where they won",
+    )
+    what.add_argument(
         "--steps",
         metavar="T,..",
         type=_steps,

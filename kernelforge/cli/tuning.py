@@ -219,7 +219,9 @@ class Tuning:
             ) as model:
                 found += model.problems(self._args.steps)
         families = load_families()
-        found = with_rivals(found, families, buildable(self.device.info))
+        found = with_rivals(
+            found, families, buildable(self.device.info), rounding=self._args.int8_dot
+        )
         return collect_tasks(found, families)
 
     def _family_tasks(self) -> list[TuneTask]:

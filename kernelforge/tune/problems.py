@@ -109,6 +109,7 @@ def with_rivals(
     found: Iterable[tuple[str, str, Problem, int]],
     families: Mapping[str, KernelFamily],
     target: DeviceInfo,
+    rounding: bool = False,
 ) -> list[tuple[str, str, Problem, int]]:
     """What a model's plans call, and with each call the same one by every family that may do it.
 
@@ -118,12 +119,13 @@ def with_rivals(
         found: as for `collect_tasks`.
         families: all there are, by name.
         target: the device, without what the compiler cannot build; see `compile.buildable`.
+        rounding: whether families that round their inputs may do it, too.
     """
     calls = list(found)
     for family, precision, problem, count in tuple(calls):
         rivals = [
             name
-            for name in contenders(family, problem)[1:]
+            for name in contenders(family, problem, rounding)[1:]
             if name in families and _can(families[name], precision, problem, target)
         ]
         calls += [(name, precision, problem, count) for name in rivals]

@@ -11,6 +11,7 @@ from kernelforge_runtime.engine.request import Event, Request
 from kernelforge_runtime.errors import KernelForgeError
 from kernelforge_runtime.models import Model, Reference, load_reference
 from kernelforge_runtime.models import load_model as _load_model
+from kernelforge_runtime.models.int8_dot import Int8Dot
 from kernelforge_runtime.models.loading import OnLoad
 from kernelforge_runtime.state import State
 from kernelforge_runtime.text import Sampling, load_tokenizer
@@ -20,6 +21,7 @@ __all__ = [
     "Device",
     "Engine",
     "Event",
+    "Int8Dot",
     "KernelForgeError",
     "KernelSet",
     "Model",
@@ -55,6 +57,7 @@ def load_model(
     activations: str = "f32",
     slots: int = 1,
     progress: OnLoad | None = None,
+    int8_dot: Int8Dot | None = None,
 ) -> Model:
     """Loads a .pth or .safetensors checkpoint; its version is read from the tensors.
 
@@ -69,15 +72,17 @@ def load_model(
         slots: sequences that one step can advance; see Model.forward_batch.
         progress: called after each matrix and table on the device with (weights so far, weights
             of the file, name of the tensor).
+        int8_dot: lets products of q8 weights round their inputs to int8 where a step has few
+            tokens, once a trial run has stayed within a bound; exact where None.
 
     Raises:
         KernelForgeError: the file, the device or the bundle cannot serve; one line says why.
     """
     if device is not None:
-        return _load_model(path, device, bundle, weights, activations, slots, progress)
+        return _load_model(path, device, bundle, weights, activations, slots, progress, int8_dot)
     device = open_device()
     try:
-        model = _load_model(path, device, bundle, weights, activations, slots, progress)
+        model = _load_model(path, device, bundle, weights, activations, slots, progress, int8_dot)
     except BaseException:
         device.close()
         raise

@@ -79,6 +79,32 @@ def test_kernels_of_a_rival_are_given_to_who_asks_for_the_usual_family(
     assert kernels.select("rival", "f32", size(32)).entry.family == "rival"
 
 
+def test_a_rival_that_rounds_its_inputs_is_only_for_whom_that_was_asked_for(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounding = Rival("rival", lambda problem: True, rounds=True)
+    monkeypatch.setitem(crossovers.RIVALS, "usual", (rounding,))
+    exact = KernelSet([bundle])
+    faster, always = exact.with_rounding("faster"), exact.with_rounding("always")
+
+    def chosen(kernels: KernelSet) -> list[str]:
+        return [kernels.select("usual", "f32", size(n)).entry.family for n in (32, 256)]
+
+    assert chosen(exact) == ["usual", "usual"]
+    assert chosen(faster) == ["usual", "rival"]
+    assert chosen(always) == ["rival", "rival"]
+    assert chosen(always.with_rounding("never")) == ["usual", "usual"]
+
+
+def test_rounding_always_takes_the_usual_family_where_no_rival_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounding = Rival("rival", lambda problem: True, rounds=True)
+    monkeypatch.setitem(crossovers.RIVALS, "usual", (rounding,))
+    kernels = KernelSet([opened(tmp_path, measured("usual", {64: 1}))]).with_rounding("always")
+    assert kernels.select("usual", "f32", size(64)).entry.family == "usual"
+
+
 def test_products_of_halves_are_for_activations_of_halves_only() -> None:
     product = {"M": 64, "K": 64, "S": 1, "T": 64, "Y": 32}
     assert contenders("gemm", Problem(**product, X=32)) == ("gemm",)

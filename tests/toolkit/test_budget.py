@@ -130,6 +130,15 @@ def test_a_call_is_tuned_for_every_family_that_may_do_it_here() -> None:
     assert with_rivals(found, families, device) == [*found, ("gemm_coop", "f16", halves, 3)]
 
 
+def test_products_that_round_their_inputs_are_tuned_only_where_that_is_asked_for() -> None:
+    families = load_families()
+    problem = Problem(M=96, K=64, S=1, T=1, X=32, Y=32)
+    found = [("gemv", "q8", problem, 3), ("gemv", "nf4", problem, 1)]
+    assert with_rivals(found, families, GENERIC) == found
+    rounding = with_rivals(found, families, GENERIC, rounding=True)
+    assert rounding == [*found, ("gemv_dot", "q8", problem, 3)]
+
+
 def test_a_model_s_long_recurrences_are_tuned_in_both_forms_at_several_lengths() -> None:
     families = load_families()
     found = [("wkv7", "f32", Problem(T=t, H=2, N=64, B=1), 3) for t in (1, 256)]

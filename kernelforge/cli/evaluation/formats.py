@@ -10,10 +10,14 @@ from kernelforge.cli.evaluation.text import TextScore, score_text
 from kernelforge_runtime.abi.signature import Layouts
 from kernelforge_runtime.dtypes import DType
 from kernelforge_runtime.models import Model, Reference
+from kernelforge_runtime.models.int8_dot import Int8Report
 from kernelforge_runtime.models.survey import Survey
 from kernelforge_runtime.ops.weight_layout import choose_layouts
 from kernelforge_runtime.text import Tokenizer
 from kernelforge_runtime.weights import open_checkpoint
+
+ROUNDED = "+int8"
+"""Behind a format's name: with inputs of products rounded to int8."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,14 @@ class FormatScore:
         held_bytes: of the weights, as uploaded; on the cpu as NumPy holds them.
         computed_bytes: the same from the file's shapes and the format alone; None on the cpu, where
             NumPy keeps some matrices in float32.
+        int8: what came of int8 dot products, where they were asked for.
     """
 
     weights: str
     score: TextScore
     held_bytes: int
     computed_bytes: int | None
+    int8: Int8Report | None = None
 
     def worse_percent(self, than: FormatScore) -> float:
         """By how much the perplexity is above another's."""
@@ -44,6 +50,7 @@ def score_formats(
     formats: Sequence[str],
     tokenizer_of: Callable[[int], Tokenizer],
     data: bytes,
+    chunk: int | None = None,
 ) -> list[FormatScore]:
     """Scores a text in each format; one model is loaded at a time.
 
@@ -53,6 +60,7 @@ def score_formats(
         formats: names.
         tokenizer_of: the tokenizer for a vocabulary's size.
         data: the text.
+        chunk: tokens per step; what is usual where None.
 
     Raises:
         ModelError: the text is too short, or there is no such format.
@@ -61,8 +69,9 @@ def score_formats(
     for name in formats:
         with load(name) as model:
             held, computed = model.weight_bytes, _computed(path, model)
-            score = score_text(model, tokenizer_of(model.config.vocab), data)
-        found.append(FormatScore(name, score, held, computed))
+            score = score_text(model, tokenizer_of(model.config.vocab), data, chunk)
+            int8 = model.int8 if isinstance(model, Model) else None
+        found.append(FormatScore(name, score, held, computed, int8))
     return found
 
 
@@ -110,6 +119,7 @@ def documents(found: Sequence[FormatScore]) -> list[dict[str, Any]]:
             "worse_percent": one.worse_percent(found[0]),
             "weight_bytes": one.held_bytes,
             "computed_weight_bytes": one.computed_bytes,
+            **({} if one.int8 is None else {"int8_dot": vars(one.int8)}),
         }
         for one in found
     ]

@@ -44,8 +44,16 @@ class TextScore:
         return math.pow(2.0, self.bits / self.tokens)
 
 
-def score_text(model: Model | Reference, tokenizer: Tokenizer, data: bytes) -> TextScore:
+def score_text(
+    model: Model | Reference, tokenizer: Tokenizer, data: bytes, chunk: int | None = None
+) -> TextScore:
     """Runs the whole text through the model as one sequence.
+
+    Args:
+        model: which predicts.
+        tokenizer: of the model.
+        data: the text.
+        chunk: tokens per step; what is usual where None.
 
     Raises:
         ModelError: the text has fewer than two tokens.
@@ -54,8 +62,9 @@ def score_text(model: Model | Reference, tokenizer: Tokenizer, data: bytes) -> T
     if len(ids) < 2:
         raise ModelError(f"a text of {len(ids)} tokens: at least two are needed to predict one")
     started, state, bits = time.perf_counter(), model.new_state(), 0.0
-    for first in range(0, len(ids) - 1, CHUNK):
-        piece = ids[first : min(first + CHUNK, len(ids) - 1)]
+    step = chunk or CHUNK
+    for first in range(0, len(ids) - 1, step):
+        piece = ids[first : min(first + step, len(ids) - 1)]
         logits, state = model.forward(piece.tolist(), state, full_output=True)
         bits += _bits(logits, ids[first + 1 : first + 1 + len(piece)])
     seconds = time.perf_counter() - started

@@ -1,7 +1,8 @@
 """Which of several families does a call: the usual one, or a rival that was measured faster.
 
 Rivals take the same buffers and dimensions and give the same results, so whoever asks for the usual
-family may be given the kernel of another.
+family may be given the kernel of another. Those that round their inputs first are only for whom
+that was asked for.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ class Rival(NamedTuple):
             was promised them, and may be worth its while.
         along: dimensions that are a number of tokens where they equal T, T first, if it is their
             number that decides: then all of them are to be measured at several.
+        rounds: whether it rounds its inputs, and so gives other results than the usual family.
     """
 
     family: str
     may: Callable[[Problem], bool]
     along: tuple[str, ...] = ()
+    rounds: bool = False
 
     def lengths(self, problem: Problem) -> list[Problem]:
         """The problem for fewer and fewer tokens, as long as the rival may do it; not itself."""
@@ -57,8 +60,13 @@ def _stretches(problem: Problem) -> bool:
     return problem["T"] >= FEW_TOKENS * problem["B"]
 
 
+def _any(problem: Problem) -> bool:
+    return True
+
+
 RIVALS: dict[str, tuple[Rival, ...]] = {
     "gemm": (Rival("gemm_coop", _halves), Rival("gemm_coop2", _halves)),
+    "gemv": (Rival("gemv_dot", _any, rounds=True),),
     "wkv6": (
         Rival("wkv6_chunk", _stretches, ("T", "D")),
         Rival("wkv6_chunk_coop", _stretches, ("T", "D")),
@@ -71,9 +79,21 @@ RIVALS: dict[str, tuple[Rival, ...]] = {
 """By the family that is asked for."""
 
 
-def contenders(family: str, problem: Problem) -> tuple[str, ...]:
-    """The families that may do this call, the usual one first."""
-    return family, *(r.family for r in RIVALS.get(family, ()) if r.may(problem))
+def contenders(family: str, problem: Problem, rounding: bool = False) -> tuple[str, ...]:
+    """The families that may do this call, the usual one first.
+
+    Args:
+        family: the usual one.
+        problem: of the call.
+        rounding: whether those that round their inputs may, too.
+    """
+    rivals = (r for r in RIVALS.get(family, ()) if rounding or not r.rounds)
+    return family, *(r.family for r in rivals if r.may(problem))
+
+
+def rounding_rivals(family: str) -> tuple[str, ...]:
+    """Those rivals of a family that round their inputs."""
+    return tuple(r.family for r in RIVALS.get(family, ()) if r.rounds)
 
 
 def fastest(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Layouts
+from kernelforge_runtime.bundle.crossover import rounding_rivals
 from kernelforge_runtime.bundle.select import KernelSet, Match, Selection
 
 Wanted = tuple[str, str, Problem]
@@ -41,6 +42,10 @@ def takes_fused(
     separate = [selection for selection in found if selection is not None]
     if len(separate) < len(found):
         return True
+    if kernels.rounding == "always" and any(
+        _rounds(*pair) for pair in zip(parts, separate, strict=True)
+    ):
+        return False
     if all(_measured(selection) for selection in (whole, *separate)):
         together = sum(selection.entry.median_ns for selection in separate)
         return whole.entry.median_ns < together
@@ -52,3 +57,7 @@ def takes_fused(
 def _measured(selection: Selection) -> bool:
     on_this_device = selection.match in (Match.EXACT, Match.NEAREST_PROBLEM)
     return on_this_device and selection.entry.median_ns > 0
+
+
+def _rounds(part: Wanted | LaidOut, selection: Selection) -> bool:
+    return selection.entry.family in rounding_rivals(part[0])

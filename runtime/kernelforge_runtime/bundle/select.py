@@ -9,19 +9,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from importlib.resources.abc import Traversable
+from typing import Literal
 
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Layouts
 from kernelforge_runtime.bundle.bundle import Bundle, open_bundle
-from kernelforge_runtime.bundle.crossover import contenders, fastest
+from kernelforge_runtime.bundle.crossover import contenders, fastest, rounding_rivals
 from kernelforge_runtime.bundle.fingerprint import BundleMatch
 from kernelforge_runtime.bundle.locate import Located, locate, locate_generic
 from kernelforge_runtime.bundle.manifest import Entry
 from kernelforge_runtime.errors import BundleError, SpirvError
 
 _log = logging.getLogger(__name__)
+
+
+Rounding = Literal["never", "faster", "always"]
+"""When a kernel may take another's place that rounds its inputs: where it was measured faster, or
+wherever there is one."""
 
 
 class Match(Enum):
@@ -119,11 +125,18 @@ class KernelSet:
     Attributes:
         bundles: best first.
         located: how the first one was found; None where bundles were handed in.
+        rounding: when kernels that round their inputs are selected.
     """
 
-    def __init__(self, bundles: Sequence[Bundle], located: Located | None = None) -> None:
+    def __init__(
+        self,
+        bundles: Sequence[Bundle],
+        located: Located | None = None,
+        rounding: Rounding = "never",
+    ) -> None:
         self.bundles = tuple(bundles)
         self.located = located
+        self.rounding = rounding
         self._selected: dict[tuple[str, str, Problem, Layouts], Selection] = {}
 
     @classmethod
@@ -173,6 +186,10 @@ class KernelSet:
             _log.warning("%s", self.located.reason)
         return self
 
+    def with_rounding(self, rounding: Rounding) -> KernelSet:
+        """The same kernels, otherwise selected."""
+        return KernelSet(self.bundles, self.located, rounding)
+
     @property
     def sha256(self) -> str:
         """Names the kernels: the hashes of all bundles, for caches that depend on them."""
@@ -188,11 +205,24 @@ class KernelSet:
         key = (family, precision, problem, layouts)
         selection = self._selected.get(key)
         if selection is None:
-            families = contenders(family, problem)
+            selection = self._rounded(family, precision, problem, layouts)
+        if selection is None:
+            families = contenders(family, problem, self.rounding != "never")
             chosen = fastest(self.bundles, families, precision, problem, layouts)
             selection = select(self.bundles, chosen, precision, problem, layouts)
-            self._selected[key] = selection
+        self._selected[key] = selection
         return selection
+
+    def _rounded(
+        self, family: str, precision: str, problem: Problem, layouts: Layouts
+    ) -> Selection | None:
+        """The kernel of a rival that rounds its inputs, where that is to be taken in any case."""
+        for rival in rounding_rivals(family) if self.rounding == "always" else ():
+            try:
+                return select(self.bundles, rival, precision, problem, layouts)
+            except BundleError as error:
+                _log.info("%s", error)
+        return None
 
     def find(
         self, family: str, precision: str, problem: Problem, layouts: Layouts = ()

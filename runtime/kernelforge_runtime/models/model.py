@@ -19,6 +19,7 @@ from kernelforge_runtime.models.formats import (
     usual_weights,
     weight_format,
 )
+from kernelforge_runtime.models.int8_dot import Int8Report
 from kernelforge_runtime.models.loading import OnLoad, counting
 from kernelforge_runtime.models.planned import Output, PlannedSteps
 from kernelforge_runtime.models.registry import recognise
@@ -33,7 +34,7 @@ from kernelforge_runtime.plan import Plan
 from kernelforge_runtime.plan.plan import Timing
 from kernelforge_runtime.state import State
 from kernelforge_runtime.vk import Buffer, Device
-from kernelforge_runtime.weights import Checkpoint, open_checkpoint
+from kernelforge_runtime.weights import Checkpoint
 
 
 @dataclass
@@ -89,8 +90,11 @@ class Model(PlannedSteps):
         """Host time spent waiting for the device so far."""
         self.owns_device = False
         """Whether closing the model closes the device too."""
+        self.int8: Int8Report | None = None
+        """What came of int8 dot products, where they were asked for."""
         try:
             self._weights = self._file.load(self._ops, checkpoint, self.config)
+            self._weight_bytes = self._ops.store.arena.nbytes  # before routes are added
             self._tuned = read_tuned_state(checkpoint, self.config)
             self._resident = ResidentStates(device, self.config, self._ops.state, slots)
             self._buffers = StepBuffers.make(device, max(BUCKETS))
@@ -328,6 +332,11 @@ class Model(PlannedSteps):
 
     # What tools ask
 
+    def use(self, kernels: KernelSet) -> None:
+        """Runs with these kernels from here on; they must take the weights as they lie."""
+        self._forget_steps()
+        self.kernels = self._ops.kernels = kernels
+
     def trace(self, token: int, state: State) -> list[tuple[Call, float]]:
         """Runs one token with a timestamp after every dispatch: (call, ns) in order.
 
@@ -345,7 +354,7 @@ class Model(PlannedSteps):
     @property
     def weight_bytes(self) -> int:
         """Device memory of the weights, in bytes."""
-        return self._ops.store.arena.nbytes
+        return self._weight_bytes
 
     def close(self) -> None:
         """Releases plans, weights and state memory; resident states are read back first."""
@@ -366,35 +375,3 @@ class Model(PlannedSteps):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def load_model(
-    path: str | os.PathLike[str],
-    device: Device,
-    bundle: KernelSet | None = None,
-    weights: str | None = None,
-    activations: str = "f32",
-    slots: int = 1,
-    progress: OnLoad | None = None,
-) -> Model:
-    """Loads a model onto a device.
-
-    Args:
-        path: a .pth or .safetensors checkpoint.
-        device: an open device.
-        bundle: kernels; the best bundle for the device where None.
-        weights: "f32", "bf16" (lossless for released checkpoints), "f16", "q8" or "nf4" (see
-            `quantize`); where None f16, but f32 for models with ROSA, which read signs, and a
-            quantised file's own.
-        activations: "f32", or "f16": half the memory traffic of a prompt, less precise.
-        slots: sequences that one step can advance; see Model.forward_batch.
-        progress: called after each matrix and table that was packed and uploaded.
-
-    Raises:
-        ModelError: the file cannot be read, is no model of a known version, or does not fit f16.
-        BundleError: there are no kernels for it.
-        OutOfMemoryError: it does not fit the device.
-    """
-    with open_checkpoint(path) as checkpoint:
-        kernels = bundle if bundle is not None else KernelSet.open(device.info).tell()
-        return Model(checkpoint, device, kernels, weights, activations, slots, progress)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Layouts
-from kernelforge_runtime.bundle.crossover import contenders
+from kernelforge_runtime.bundle.crossover import contenders, rounding_rivals
 from kernelforge_runtime.bundle.select import KernelSet
 from kernelforge_runtime.dtypes import F16, QUANTIZED, DType
 from kernelforge_runtime.errors import BundleError
@@ -61,8 +61,11 @@ def choose_layouts(
         )
         if served and _fits(layouts, form, rows, k):
             possible.append(layouts)
+    if kernels.rounding == "always":  # what is to be used must be able to read it
+        wanted = [o for o in possible if _rounds(kernels, form, steps["gemv"], o)]
+        possible = wanted or possible
     if len(possible) == 1:
-        return ROW_MAJOR
+        return possible[0]
     decode, prefill = (
         {o: sum(_time(kernels, family, form, p, o) for p in problems) for o in possible}
         for family, problems in steps.items()
@@ -129,6 +132,12 @@ def _is_served(
     return True
 
 
+def _rounds(kernels: KernelSet, form: DType, problems: Sequence[Problem], layouts: Layouts) -> bool:
+    """Whether all of decode's products are done by kernels that round their inputs."""
+    chosen = (kernels.select("gemv", form.name, p, layouts).entry.family for p in problems)
+    return {*chosen} <= {*rounding_rivals("gemv")}
+
+
 def _time(
     kernels: KernelSet, family: str, form: DType, problem: Problem, layouts: Layouts
 ) -> float:
@@ -147,7 +156,7 @@ def _time(
         if nearest is not None:
             entries = (
                 bundle.problems(name, form.name, layouts, problem).get(nearest)
-                for name in contenders(family, problem)
+                for name in contenders(family, problem, kernels.rounding != "never")
             )
             return min((e.median_ns for e in entries if e and e.median_ns), default=math.inf)
     return 0.0

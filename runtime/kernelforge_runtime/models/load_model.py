@@ -1,0 +1,59 @@
+"""Loads a model onto a Vulkan device, and checks what was asked to be inexact."""
+
+from __future__ import annotations
+
+import os
+
+from kernelforge_runtime.bundle.select import KernelSet
+from kernelforge_runtime.models.int8_dot import Int8Dot
+from kernelforge_runtime.models.int8_gate import pass_gate, refuse_misfits
+from kernelforge_runtime.models.loading import OnLoad
+from kernelforge_runtime.models.model import Model
+from kernelforge_runtime.vk import Device
+from kernelforge_runtime.weights import open_checkpoint
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    device: Device,
+    bundle: KernelSet | None = None,
+    weights: str | None = None,
+    activations: str = "f32",
+    slots: int = 1,
+    progress: OnLoad | None = None,
+    int8_dot: Int8Dot | None = None,
+) -> Model:
+    """Loads a model onto a device.
+
+    Args:
+        path: a .pth or .safetensors checkpoint.
+        device: an open device.
+        bundle: kernels; the best bundle for the device where None.
+        weights: "f32", "bf16" (lossless for released checkpoints), "f16", "q8" or "nf4" (see
+            `quantize`); where None f16, but f32 for models with ROSA, which read signs, and a
+            quantised file's own.
+        activations: "f32", or "f16": half the memory traffic of a prompt, less precise.
+        slots: sequences that one step can advance; see Model.forward_batch.
+        progress: called after each matrix and table that was packed and uploaded.
+        int8_dot: lets products of q8 weights round their inputs in steps of few tokens, if a trial
+            run stays within its bound; see Int8Dot. Exact where None.
+
+    Raises:
+        ModelError: the file cannot be read, is no model of a known version, does not fit f16, or
+            does not pass what int8_dot asks.
+        BundleError: there are no kernels for it.
+        OutOfMemoryError: it does not fit the device.
+    """
+    with open_checkpoint(path) as checkpoint:
+        kernels = bundle if bundle is not None else KernelSet.open(device.info).tell()
+        if int8_dot is None:
+            return Model(checkpoint, device, kernels, weights, activations, slots, progress)
+        refuse_misfits(checkpoint, weights)
+        rounding = kernels.with_rounding(int8_dot.use)
+        model = Model(checkpoint, device, rounding, weights, activations, slots, progress)
+    try:
+        model.int8 = pass_gate(model, int8_dot)
+    except BaseException:
+        model.close()
+        raise
+    return model
