@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from kernelforge.cli.output import Output
+from kernelforge.stale import age
 from kernelforge_runtime.abi.device_info import DeviceInfo
-from kernelforge_runtime.bundle import BundleMatch, locate
-from kernelforge_runtime.errors import BundleError, DeviceError
+from kernelforge_runtime.bundle import BundleMatch, locate, open_bundle
+from kernelforge_runtime.errors import BundleError, DeviceError, KernelForgeError
 from kernelforge_runtime.vk import list_devices
 
 HEADERS = (
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     for bundle in bundles:
         if bundle["match"] != "exact":
             output.note(bundle["reason"])
+        if bundle["stale"]:
+            output.note(f"{bundle['path']}: {bundle['stale']}")
     described = [
         {"index": i, "slug": info.slug, **info.to_json(), "bundle": bundle}
         for i, (info, bundle) in enumerate(listed)
@@ -58,16 +61,26 @@ def _bundle(info: DeviceInfo) -> dict[str, Any]:
     if info.api_version < (1, 2, 0):
         version = ".".join(map(str, info.api_version))
         reason = f"{info.name}: Vulkan {version} only; 1.2 is needed"
-        return {"path": None, "match": "none", "reason": reason}
+        return {"path": None, "match": "none", "reason": reason, "stale": ""}
     try:
         located = locate(info)
     except BundleError as error:
-        return {"path": None, "match": "none", "reason": str(error)}
+        return {"path": None, "match": "none", "reason": str(error), "stale": ""}
     return {
         "path": located.bundle_path,
         "match": EXACTNESS[located.match],
         "reason": located.reason,
+        "stale": _stale(located.bundle_path),
     }
+
+
+def _stale(folder: Path) -> str:
+    """Whether families have been declared otherwise since; templates are `inspect`'s to read."""
+    try:
+        known = age(open_bundle(folder), templates=False)
+    except KernelForgeError as error:
+        return str(error)
+    return known.line() if known is not None else ""
 
 
 def _row(index: int, info: DeviceInfo, bundle: dict[str, Any]) -> list[str]:

@@ -20,9 +20,10 @@ from kernelforge.cli.main import EXTRAS
 from kernelforge.cli.output import Output, aligned
 from kernelforge.errors import CompileError
 from kernelforge.resources import cache_dir
+from kernelforge.stale import age
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.problem import Problem
-from kernelforge_runtime.bundle import KernelSet, open_bundle
+from kernelforge_runtime.bundle import BundleMatch, KernelSet, locate, open_bundle
 from kernelforge_runtime.bundle.bundle import MANIFEST_FILE
 from kernelforge_runtime.errors import DeviceError, KernelForgeError
 from kernelforge_runtime.plan import Dispatch, Plan
@@ -103,7 +104,18 @@ def _device(index: int, info: DeviceInfo) -> tuple[Finding, bool]:
     lacks = [f for f in ("float16", "subgroup_arithmetic") if f not in info.features]
     notes = f"; without {', '.join(lacks)}" if lacks else ""
     notes += "" if info.timestamp_bits else "; without timestamps: timed by the host's clock"
-    return Finding(OK, what, f"{info.name}: opened, ran a {match} kernel{notes}"), True
+    fits, told = _fit(info)
+    state = OK if fits in (BundleMatch.EXACT, BundleMatch.GENERIC) else WARN
+    return Finding(state, what, f"{info.name}: opened, ran a {match} kernel{notes}", told), True
+
+
+def _fit(info: DeviceInfo) -> tuple[BundleMatch | None, str]:
+    """How the device's bundle fits it, and in words what does not and how to mend it."""
+    try:
+        located = locate(info)
+    except KernelForgeError as error:
+        return None, _one_line(error)
+    return located.match, "" if located.match is BundleMatch.EXACT else located.reason
 
 
 def _try(index: int) -> str:
@@ -255,6 +267,9 @@ def _checked(folder: Path) -> Finding:
         return Finding(MISSING, f"bundle {folder.name}", _one_line(error))
     names = {entry.module_sha256 for entry in bundle.entries}
     detail = f"{len(bundle.entries)} problems, {len(names)} modules, intact; {folder}"
+    known = age(bundle)
+    if known is not None and known.stale:
+        return Finding(WARN, f"bundle {folder.name}", f"{detail}; {known.line()}")
     return Finding(OK, f"bundle {folder.name}", detail)
 
 

@@ -14,10 +14,12 @@ from kernelforge.cli.output import Output
 from kernelforge.cli.progress import ProgressBar
 from kernelforge.families import load_families
 from kernelforge.family import KernelFamily
+from kernelforge.stale import Age, age
 from kernelforge_runtime.abi.problem import Problem
-from kernelforge_runtime.bundle import Bundle, Entry, open_bundle
-from kernelforge_runtime.errors import BundleError, DeviceLostError, KernelForgeError
-from kernelforge_runtime.vk import Device, open_device
+from kernelforge_runtime.bundle import Bundle, Entry, locate, open_bundle
+from kernelforge_runtime.bundle.bundle import read_manifest
+from kernelforge_runtime.errors import BundleError, DeviceError, DeviceLostError, KernelForgeError
+from kernelforge_runtime.vk import Device, list_devices, open_device
 
 HEADERS = ("family", "type", "problem", "us", "default us", "trials", "variant")
 SEED = 20250713
@@ -50,12 +52,16 @@ def show_bundle(folder: Path, args: argparse.Namespace, output: Output) -> None:
     if not args.check:
         bundle = open_bundle(folder)
         _show(bundle, output)
-        output.document(_document(bundle))
+        known, here = age(bundle), _here(folder, args.device)
+        if here:
+            output.text(f"here     {here}")
+        _show_age(known, output)
+        output.document({**_document(bundle), **_age_document(known), "here": here})
         return
     with open_device(args.device) as device:
         bundle = open_bundle(folder, device.info)
         _show(bundle, output)
-        validated, stale = _check_modules(bundle), stale_families(bundle)
+        validated, known = _check_modules(bundle), age(bundle)
         checked = _check_results(bundle, device, output)
     checked += [Checked(entry, "skipped", reason) for entry, reason in bundle.skipped]
     counts = Counter(c.state for c in checked)
@@ -71,16 +77,13 @@ def show_bundle(folder: Path, args: argparse.Namespace, output: Output) -> None:
             output.text(
                 f"{found.state}: {found.entry.variant} {found.entry.problem}: {found.detail}"
             )
-    for reason in stale or ():
-        output.text(f"stale: {reason}")
-    if stale is None:
-        output.note("whether it is stale was not checked: pip install 'kernelforge[tune]'")
+    _show_age(known, output)
     output.document(
         {
             **_document(bundle),
             "checked_on": device.info.slug,
             "spirv_val": validated,
-            "stale": stale,
+            **_age_document(known),
             "results": [
                 {"variant": c.entry.variant, "problem": str(c.entry.problem), "state": c.state,
                  "detail": c.detail}
@@ -97,10 +100,49 @@ def show_bundle(folder: Path, args: argparse.Namespace, output: Output) -> None:
         )
 
 
+def _here(folder: Path, selector: str | None) -> str:
+    """How the bundle fits a device of this machine: the one asked for, or the one it is named for.
+
+    Empty where there is no such device, and for the generic bundle.
+    """
+    try:
+        if selector is not None:
+            with open_device(selector) as device:
+                return locate(device.info, folder).reason
+        slug = read_manifest(folder).device.slug
+        found = (info for info in list_devices() if info.slug == slug)
+        return next((locate(info, folder).reason for info in found), "")
+    except DeviceError as error:
+        if selector is not None:
+            raise
+        return f"not compared with a device: {error}"
+
+
+def _show_age(known: Age | None, output: Output) -> None:
+    if known is None:
+        output.note("whether it is stale was not checked: pip install 'kernelforge[tune]'")
+        return
+    for reason in known.stale:
+        output.text(f"stale: {reason}")
+    if known.advice:
+        output.text(known.advice)
+    if known.edited:
+        names = ", ".join(known.edited)
+        output.text(f"templates were edited since, without a change to these kernels: {names}")
+
+
+def _age_document(known: Age | None) -> dict[str, Any]:
+    if known is None:
+        return {"stale": None, "edited": None}
+    return {"stale": known.stale, "edited": known.edited}
+
+
 def _show(bundle: Bundle, output: Output) -> None:
     device, made_by = bundle.manifest.device, bundle.manifest.toolchain
     output.text(f"bundle   {bundle.path}")
     output.text(f"device   {device.name} ({device.slug}), driver {device.driver}")
+    if device.device_type == "cpu":
+        output.text(f"on       {device.processor or 'a processor that was not kept'}")
     output.text(f"made by  kernelforge {made_by.kernelforge}, glslang {made_by.glslang}")
     ceilings = ", ".join(f"{name} {value:g}" for name, value in bundle.manifest.ceilings)
     if ceilings:
@@ -157,15 +199,6 @@ def _check_modules(bundle: Bundle) -> str:
         return "not run: pip install 'kernelforge[tune]'"
     ran = [validate(bundle.module(entry)) for entry in bundle.entries]
     return "every module is valid" if ran and all(ran) else "not installed"
-
-
-def stale_families(bundle: Bundle) -> list[str] | None:
-    """Why the bundle does not fit today's templates; None where templates cannot be read."""
-    try:
-        from kernelforge.render import template_sha256
-    except ModuleNotFoundError:
-        return None
-    return bundle.stale({n: template_sha256(f) for n, f in load_families().items()})
 
 
 def _check_results(bundle: Bundle, device: Device, output: Output) -> list[Checked]:
