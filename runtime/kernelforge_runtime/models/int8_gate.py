@@ -61,7 +61,8 @@ def pass_gate(model: Model, asked: Int8Dot) -> Int8Report:
         if asked.use == "always":
             raise ModelError(
                 "no int8 dot product was found for this model's matrices: its bundles were made "
-                "before there were any; make one anew (kernelforge build --generic, or tune --int8-dot)"
+                "before there were any; make one anew (kernelforge build --generic, or "
+                "tune --int8-dot)"
             )
         report = Int8Report(0, of, 0.0)
         _log.warning("%s", report)
