@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from kernelforge.compile import compile_variant
-from kernelforge.errors import PackError
+from kernelforge.errors import PackError, SpaceError
 from kernelforge.families import load_families
 from kernelforge.family import KernelFamily
 from kernelforge.measure.verify import Verification, verify
@@ -28,7 +28,7 @@ def generic_winners(
 ) -> list[Winner]:
     """One winner per family, precision and default problem, for `pack(..., GENERIC, ...)`.
 
-    Families that require an extension are left out.
+    Families that require an extension, or a feature that not every device has, are left out.
 
     Args:
         devices: open devices to verify on, at least one.
@@ -44,10 +44,21 @@ def generic_winners(
         if family.requires:  # not for every device, nor for every compiler
             continue
         for precision in family.precisions:
+            if _needs_more(family, precision):
+                continue
             for problem in family.default_problems:
                 winners.append(_winner(family, precision, problem, devices))
                 progress(f"{winners[-1].module.name} {problem}")
     return winners
+
+
+def _needs_more(family: KernelFamily, precision: DType) -> bool:
+    """Whether every variant of it has a feature that the generic device lacks."""
+    try:
+        family.default(precision, GENERIC, family.default_problems[0])
+    except SpaceError:
+        return True
+    return False
 
 
 def _winner(

@@ -108,7 +108,9 @@ def test_rounding_always_takes_the_usual_family_where_no_rival_is_packed(
 def test_products_of_halves_are_for_activations_of_halves_only() -> None:
     product = {"M": 64, "K": 64, "S": 1, "T": 64, "Y": 32}
     assert contenders("gemm", Problem(**product, X=32)) == ("gemm",)
-    assert contenders("gemm", Problem(**product, X=16)) == ("gemm", "gemm_coop", "gemm_coop2")
+    assert contenders("gemm", Problem(**product, X=16)) == (
+        "gemm", "gemm_coop", "gemm_coop2", "gemm_half",
+    )  # fmt: skip
     assert contenders("gemv", Problem(**product, X=16)) == ("gemv",)
 
 

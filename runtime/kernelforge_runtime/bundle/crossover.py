@@ -51,7 +51,7 @@ class Rival(NamedTuple):
 
 
 def _halves(problem: Problem) -> bool:
-    """Products of cooperative matrices are of float16: exact runs keep float32 activations."""
+    """What is multiplied, or even summed, in float16: exact runs keep float32 activations."""
     return problem["X"] == 16
 
 
@@ -65,7 +65,7 @@ def _any(problem: Problem) -> bool:
 
 
 RIVALS: dict[str, tuple[Rival, ...]] = {
-    "gemm": (Rival("gemm_coop", _halves), Rival("gemm_coop2", _halves)),
+    "gemm": tuple(Rival(name, _halves) for name in ("gemm_coop", "gemm_coop2", "gemm_half")),
     "gemv": (Rival("gemv_dot", _any, rounds=True),),
     "wkv6": (
         Rival("wkv6_chunk", _stretches, ("T", "D")),
