@@ -10,7 +10,7 @@ from kernelforge.space import Choice, Constraint, ProblemConstraint
 from kernelforge.weight_layouts import LAYOUT, TOGETHER
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.route import ROUTE_ROWS
-from kernelforge_runtime.dtypes import F16, NF4, Q8, DType
+from kernelforge_runtime.dtypes import F16, NF4, Q8, QUANTIZED, DType
 
 MAX_SUMS = 32
 """Sums that one invocation may keep; more than that is sure to spill."""
@@ -27,7 +27,8 @@ UNPACKS = {
 def row_product_features(p: Mapping[str, Any]) -> set[str]:
     """Device features of the sums, and of the ways to make floats of weights."""
     features = set(word_features(p))
-    if p["REDUCE"] == "butterfly" or p["UNPACK"] in ("shuffle", "shuffle16"):
+    shuffled = p["UNPACK"] in ("shuffle", "shuffle16") or p["SCALES"] == "handed"
+    if p["REDUCE"] == "butterfly" or shuffled:
         features.add("subgroup_shuffle")
     if p["REDUCE"] in ("subgroup", "hybrid"):
         whole = p["LANES"] == p["WORKGROUP"]
@@ -54,6 +55,8 @@ def matters(precision: DType, p: Mapping[str, Any]) -> bool:
     at_once = elements if p["COLS"] == 1 else min(elements, 8)
     if p["ROWS"] * p["COLS"] * p["UNROLL"] * at_once > MAX_PRODUCTS:
         return False
+    if p["SCALES"] == "handed" and (precision not in QUANTIZED or p["LANES"] * elements % 64):
+        return False  # lanes share whole words of scales
     return p["UNPACK"] in UNPACKS.get(precision, ("half",))
 
 
@@ -113,6 +116,7 @@ def row_product_space(
             default="half",
             needs={"shuffle": "subgroup_shuffle", "shuffle16": "subgroup_shuffle"},
         ),
+        Choice("SCALES", ("own", "handed"), default="own", needs={"handed": "subgroup_shuffle"}),
         ADDRESS,
         WORD,
         *activation_bits("X", "Y"),
@@ -193,6 +197,18 @@ def row_product_space(
             lambda p, d: (
                 p["INPUT"] != "sparse"
                 or (p["VEC"] <= 2 and p["ROWS"] >= 4 and p["COLS"] == 1 and p["UNROLL"] == 1)
+            ),
+        ),
+        Constraint(
+            "scales are handed round in one subgroup, for as many rows as lanes, of one token",
+            lambda p, d: (
+                p["SCALES"] == "own"
+                or (
+                    p["LANES"] == p["WORKGROUP"] <= min(p["ROWS"], d.subgroup_min)
+                    and p["INPUT"] not in ("staged", "sparse")
+                    and p["VEC"] == 4
+                    and p["COLS"] == p["UNROLL"] == 1
+                )
             ),
         ),
         Constraint(

@@ -196,6 +196,14 @@ def test_a_nan_in_one_input_stays_out_of_blocks_that_do_not_read_it(device, rng)
 
 
 UNPACKS = ({"UNPACK": "shift"}, {"UNPACK": "shared"}, {"UNPACK": "shuffle"}, {"VEC": 1})
+HANDED = {
+    "SCALES": "handed",
+    "REDUCE": "butterfly",
+    "WORKGROUP": 8,
+    "LANES": 8,
+    "ROWS": 16,
+    "VEC": 4,
+}
 
 
 @pytest.mark.parametrize("precision", [Q8, NF4], ids=str)
@@ -289,6 +297,24 @@ def test_sparse_inputs_leave_the_weights_of_zeros_unread(device, rng):
     params = {**variants(GEMV, F32, device, problem)[0], **SPARSE}
     found = run(device, GEMV, F32, params, problem, given)["out_y"]
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("precision", [Q8, NF4], ids=str)
+@pytest.mark.parametrize("k", [64, 160, 448, 832])
+def test_scales_that_lanes_hand_round_are_those_of_their_blocks(device, rng, precision, k):
+    """Blocks of very unlike sizes, in rows whose last step is not for all lanes."""
+    problem = Problem(M=64, K=k, S=1, T=1, X=32, Y=32)
+    given = GEMV.inputs(problem, precision, rng)
+    sizes = np.repeat(2.0 ** rng.integers(-9, 9, (64, k // 32)), 32, axis=1)
+    given |= encoded((rng.standard_normal((64, k)) * sizes).astype(np.float32), precision)
+    given["route"][:] = 0
+    expected = GEMV.oracle(problem, precision, given, {})
+    tried = variants(GEMV, precision, device, problem, HANDED, {**HANDED, "ADDRESS": True})
+    for params in tried:
+        found = run(device, GEMV, precision, params, problem, given)
+        assert_close(GEMV, problem, found, expected, params)
+    if device.info.subgroup_min == 8:
+        assert any(params["SCALES"] == "handed" for params in tried)
 
 
 @pytest.mark.parametrize("precision", [Q8, NF4], ids=str)
