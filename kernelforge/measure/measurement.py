@@ -70,6 +70,8 @@ class Measurement:
         setup_s: seconds that the first run took, the driver's own compiling included.
         phase: "trial" while searching, "final" for the interleaved re-measurement of the best.
         note: free text, e.g. "early stop" or "same SPIR-V as ...".
+        origin: who proposed a trial: "default", "this run" (winners of its other problems), "warm
+            start" (of bundles that were given), "portfolio" or "search"; empty where unknown.
         device: slug of the device.
         driver: name and version, as the driver gives them.
     """
@@ -96,6 +98,7 @@ class Measurement:
     spirv_sha256: str = ""
     phase: str = "trial"
     note: str = ""
+    origin: str = ""
     device: str = ""
     driver: str = ""
 

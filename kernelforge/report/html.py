@@ -38,6 +38,7 @@ def render_page(frame: Frame, tables: list[Table]) -> str:
             "models": summary.model_sentence(frame),
             "speedups": summary.speedup_sentence(frame),
             "shares": summary.share_sentence(frame),
+            "searches": summary.search_sentence(frame),
         },
         ceilings={
             "memory": number(limits.memory_gbps) if limits else "",

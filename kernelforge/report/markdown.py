@@ -16,7 +16,9 @@ def render_markdown(frame: Frame, tables: list[Table]) -> str:
     lines += [f"* **{tile.value}** {tile.text}" for tile in summary.tiles(frame)]
     sentences = {
         "models": summary.model_sentence(frame),
-        "kernels": summary.speedup_sentence(frame),
+        "kernels": " ".join(
+            filter(None, (summary.speedup_sentence(frame), summary.search_sentence(frame)))
+        ),
         "ceilings": summary.share_sentence(frame),
     }
     order = {"models": 0, "peers": 1, "products": 2, "kernels": 3, "ceilings": 4}

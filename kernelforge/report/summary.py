@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from kernelforge.measure.statistics import median
@@ -56,6 +57,32 @@ def speedup_sentence(frame: Frame) -> str:
     if kept:
         text += f" For {kept} nothing was faster beyond noise, so the default stays."
     return text
+
+
+def search_sentence(frame: Frame) -> str:
+    """How soon the searches were nearly there, and what experience from elsewhere saved them."""
+    rows = [row for row in frame.kernels if row.good_trial]
+    if not rows:
+        return ""
+    text = (
+        f"Half of {len(rows)} searches had 95 % of their winner's speed by trial "
+        f"{number(median([row.good_trial for row in rows]), 0)} of "
+        f"{number(median([row.trials for row in rows]), 0)} (medians)"
+    )
+    counts = Counter(row.origin for row in rows if row.origin in _SOURCES)
+    if not counts:
+        return text + "."
+    found = ", ".join(f"{count} from {_SOURCES[who]}" for who, count in counts.most_common())
+    return f"{text}. Of the winners came {found}."
+
+
+_SOURCES = {
+    "default": "the families' declarations",
+    "this run": "other problems of the same run",
+    "warm start": "bundles that were given",
+    "portfolio": "the portfolio that ships with the package",
+    "search": "the search itself",
+}
 
 
 def share_sentence(frame: Frame) -> str:

@@ -81,6 +81,8 @@ KERNEL_COLUMNS = (
     Column("bound", "bound", False),
     Column("trials", "trials"),
     Column("failed", "failed"),
+    Column("good_trial", "95 % at trial"),
+    Column("origin", "winner from", False),
 )
 MODEL_COLUMNS = (
     Column("model", "model", False),
@@ -252,6 +254,8 @@ def _kernel(row: KernelRow) -> tuple[str, ...]:
         row.rate.bound or NONE,
         str(row.trials),
         str(row.failed),
+        str(row.good_trial) if row.good_trial else NONE,
+        row.origin or NONE,
     )
 
 

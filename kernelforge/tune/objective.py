@@ -6,7 +6,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from optuna.storages import BaseStorage
@@ -32,7 +32,12 @@ _STATES = {Outcome.OK: TrialState.COMPLETE, Outcome.REJECTED: TrialState.PRUNED}
 
 
 def run_trial(
-    study: Study, trial: Trial, bench: Measurer, journal: Journal, slowdown: float = 1.0
+    study: Study,
+    trial: Trial,
+    bench: Measurer,
+    journal: Journal,
+    slowdown: float = 1.0,
+    origins: Mapping[str, str] | None = None,
 ) -> Measurement:
     """Measures a trial's configuration, records it, and tells the study.
 
@@ -46,6 +51,7 @@ def run_trial(
         bench: of the study's problem.
         journal: takes the measurement.
         slowdown: how many times as long the device takes now as when the search began.
+        origins: variant -> who suggested it, of those that the search did not find by itself.
     """
     try:
         trial.set_user_attr(_WORKER, _this_process())
@@ -53,7 +59,11 @@ def run_trial(
         with alive(study._storage, trial._trial_id):
             incumbent = None if best is None else best * slowdown
             measurement = bench.measure(trial.params, incumbent)
-        measurement = replace(measurement, corrected_ns=measurement.median_ns / slowdown)
+        measurement = replace(
+            measurement,
+            corrected_ns=measurement.median_ns / slowdown,
+            origin=(origins or {}).get(measurement.variant, "search"),
+        )
         journal.append(measurement, _name(study, trial.number))
         trial.set_user_attr(MEASUREMENT, measurement.to_json())
     except (OSError, TuneError):

@@ -54,7 +54,9 @@ class Search:
         default: Mapping[str, Any],
         budget: Budget,
         on_progress: OnProgress | None = None,
+        origins: Mapping[str, str] | None = None,
     ) -> None:
+        self._origins = origins
         self._study, self._sampler, self._bench = study, sampler, bench
         self._journal, self._default, self._budget = journal, default, budget
         self._on_progress = on_progress
@@ -82,7 +84,7 @@ class Search:
                     return
                 ahead.want(self._next)
                 slowdown = self.drift.slowdown_at(trial.number)
-                last = run_trial(self._study, trial, bench, self._journal, slowdown)
+                last = run_trial(self._study, trial, bench, self._journal, slowdown, self._origins)
                 here += 1
                 if last.ok and last.variant == self._default_name and not self.drift.times_ns:
                     self._add_reference(trial.number, last)

@@ -170,11 +170,17 @@ def tune_problem(
     study = optuna.create_study(
         storage=held, sampler=sampler, study_name=name, load_if_exists=True, direction="minimize"
     )
+    suggested = {"portfolio": portfolio, "warm start": warm, "this run": near, "default": [default]}
+    origins = {
+        family.variant(precision, params).name: who
+        for who, group in suggested.items()
+        for params in group
+    }
     if freed := release_orphans(study, held, journal):
         log.info("%s: %d trials of a killed process will be done again", name, freed)
     with open_bench(device, family, precision, problem, effort, isolation) as bench:
         try:
-            search = Search(study, sampler, bench, journal, default, budget, on_progress)
+            search = Search(study, sampler, bench, journal, default, budget, on_progress, origins)
             search.run()
             found = [m for _, m in measured_trials(study.get_trials(deepcopy=False))]
             finalists = best_distinct(search.corrected(), budget.finalists)

@@ -19,6 +19,7 @@ from kernelforge.report.bench_journal import BenchRecord, append_bench, read_ben
 from kernelforge.report.frame import gather
 from kernelforge.report.kernels import kernel_rows
 from kernelforge.report.models import model_rows
+from kernelforge.report.summary import search_sentence
 from kernelforge.report.tables import NONE, tables
 from kernelforge.tune.journal import read_journal
 from kernelforge_runtime.abi.device_info import GENERIC
@@ -203,6 +204,19 @@ def test_kernel_without_a_good_default_has_no_speedup():
     broken = replace(finals[-2], median_ns=math.nan, samples_ns=())
     (row,) = kernel_rows([broken, *finals[-1:]], [], None)
     assert math.isnan(row.speedup)
+
+
+def test_winners_are_counted_by_who_proposed_them(frame):
+    journal = read_journal(RECORDED / "journal.jsonl")
+    assert "Of the winners" not in search_sentence(frame)  # a journal that does not know
+    finals = {m.variant for m in journal if m.phase == "final"}
+    told = [replace(m, origin="portfolio" if m.variant in finals else "search") for m in journal]
+    rows = kernel_rows(told, (), None)
+    sentence = search_sentence(replace(frame, kernels=rows))
+    assert f"{len(rows)} from the portfolio that ships with the package" in sentence
+    assert all(1 <= row.good_trial <= row.trials for row in rows)
+    forged = [replace(m, origin="<b>mine</b>") for m in journal]
+    assert "mine" not in search_sentence(replace(frame, kernels=kernel_rows(forged, (), None)))
 
 
 def test_bundle_alone_is_reported_too():
