@@ -80,13 +80,18 @@ _SPLIT: dict[str, int | str] = {**_ALIGNED, "EDGES": "checked", "STRIP": 0, "GRO
 
 
 def _only_where_it_matters(p: Mapping[str, Any]) -> bool:
-    fixed = dict(_TILE if p["FORM"] == "broadcast" else _BROADCAST)
-    if p["EDGES"] == "aligned":
-        fixed |= _ALIGNED
-    if p["SPLIT_GRID"] > 1:
-        fixed |= _SPLIT
-    fixed |= _WIDE if p["FORM"] == "broadcast" or p["BM"] <= 32 else _NARROW
-    return all(p[name] == value for name, value in fixed.items())
+    # One at a time, what is known first: a parameter that is not yet chosen ends the question.
+    for fixed, applies in (
+        (_TILE, lambda: p["FORM"] == "broadcast"),
+        (_WIDE, lambda: p["FORM"] == "broadcast" or p["BM"] <= 32),
+        (_NARROW, lambda: p["FORM"] == "tile" and p["BM"] > 32),
+        (_BROADCAST, lambda: p["FORM"] == "tile"),
+        (_ALIGNED, lambda: p["EDGES"] == "aligned"),
+        (_SPLIT, lambda: p["SPLIT_GRID"] > 1),
+    ):
+        if applies() and any(p[name] != value for name, value in fixed.items()):
+            return False
+    return True
 
 
 def _is_tiled_whole(p: Mapping[str, Any]) -> bool:
