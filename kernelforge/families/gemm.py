@@ -80,18 +80,19 @@ _SPLIT: dict[str, int | str] = {**_ALIGNED, "EDGES": "checked", "STRIP": 0, "GRO
 
 
 def _only_where_it_matters(p: Mapping[str, Any]) -> bool:
-    # One at a time, what is known first: a parameter that is not yet chosen ends the question.
-    for fixed, applies in (
-        (_TILE, lambda: p["FORM"] == "broadcast"),
-        (_WIDE, lambda: p["FORM"] == "broadcast" or p["BM"] <= 32),
-        (_NARROW, lambda: p["FORM"] == "tile" and p["BM"] > 32),
-        (_BROADCAST, lambda: p["FORM"] == "tile"),
-        (_ALIGNED, lambda: p["EDGES"] == "aligned"),
-        (_SPLIT, lambda: p["SPLIT_GRID"] > 1),
-    ):
-        if applies() and any(p[name] != value for name, value in fixed.items()):
-            return False
-    return True
+    # What is known first comes first: a parameter without a value yet ends the question.
+    return (
+        _has(p, _TILE, p["FORM"] == "broadcast")
+        and _has(p, _WIDE, p["FORM"] == "broadcast" or p["BM"] <= 32)
+        and _has(p, _NARROW, p["FORM"] == "tile" and p["BM"] > 32)
+        and _has(p, _BROADCAST, p["FORM"] == "tile")
+        and _has(p, _ALIGNED, p["EDGES"] == "aligned")
+        and _has(p, _SPLIT, p["SPLIT_GRID"] > 1)
+    )
+
+
+def _has(p: Mapping[str, Any], fixed: Mapping[str, int | str], applies: bool) -> bool:
+    return not applies or all(p[name] == value for name, value in fixed.items())
 
 
 def _is_tiled_whole(p: Mapping[str, Any]) -> bool:
