@@ -22,7 +22,7 @@ demo: setup ## tune, bundle, run a real model and report, on the default device
 	@bash scripts/demo.sh
 
 test: setup ## the whole test suite; PYTEST_ARGS="-k gemv" for a part of it
-	@. scripts/env.sh && $(python) -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
+	@. scripts/env.sh && $(python) -m pytest -n $(TEST_PROCESSES) --dist loadgroup --durations=15 $(PYTEST_ARGS)
 
 conformance: setup ## every kernel family with VARIANTS (20) random variants at each problem
 	@. scripts/env.sh && KERNELFORGE_VARIANTS=$(VARIANTS) $(python) -m pytest -n $(TEST_PROCESSES) --dist worksteal \

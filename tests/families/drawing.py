@@ -24,7 +24,7 @@ from kernelforge_runtime.dtypes import DType
 from kernelforge_runtime.vk import Device
 from tests.families.running import keeps_subnormals
 
-RANDOM_VARIANTS = int(os.environ.get("KERNELFORGE_VARIANTS", "3"))
+RANDOM_VARIANTS = int(os.environ.get("KERNELFORGE_VARIANTS", "2"))
 """Besides the default; `make conformance` takes 20."""
 CEILINGS = {family.name: family for family in (READ, COPY, FMA)}
 

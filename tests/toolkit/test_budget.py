@@ -127,7 +127,8 @@ def test_a_call_is_tuned_for_every_family_that_may_do_it_here() -> None:
         cooperative_shapes=((16, 16, 16, "f16", "f16", "f32", "f32"),),
         subgroup_size=32,
     )
-    assert with_rivals(found, families, device) == [*found, ("gemm_coop", "f16", halves, 3)]
+    rivals = [("gemm_coop", "f16", halves, 3), ("gemm_half", "f16", halves, 3)]
+    assert with_rivals(found, families, device) == [*found, *rivals]
 
 
 def test_products_that_round_their_inputs_are_tuned_only_where_that_is_asked_for() -> None:
