@@ -24,14 +24,15 @@ ROW_MAJOR: Layouts = ()
 MAX_GROWTH = 1.25
 """A layout may make a matrix this many times larger; a stranger's bundle may ask for more."""
 SLACK = 1.03
-"""Decode times that are within this factor are as good as equal: prefill decides then."""
+"""Costs that are within this factor are as good as equal: prefill decides then."""
 _PREFILL_TOKENS = 256
+"""Of the prompt step that is looked at."""
 
 
 def choose_layouts(
     kernels: KernelSet, form: DType, rows: int, k: int, activations: DType
 ) -> Layouts:
-    """The layout of a matrix by the tuned medians: decode's first, prefill's where those are close.
+    """The layout of a matrix by the tuned medians: of a token of prompt for each that is decoded.
 
     It counts only if there is a kernel of either family for every type of activations that a step
     may bring, so that the choice never leaves a product without one.
@@ -70,8 +71,9 @@ def choose_layouts(
         {o: sum(_time(kernels, family, form, p, o) for p in problems) for o in possible}
         for family, problems in steps.items()
     )
-    most = SLACK * min(decode.values())
-    return min((o for o in possible if decode[o] <= most), key=lambda o: (prefill[o], decode[o], o))
+    cost = {o: decode[o] + prefill[o] / _PREFILL_TOKENS for o in possible}
+    most = SLACK * min(cost.values())
+    return min((o for o in possible if cost[o] <= most), key=lambda o: (prefill[o], decode[o], o))
 
 
 def packed(weight: NDArray[np.generic], form: DType, layouts: Layouts) -> NDArray[np.generic]:
