@@ -71,7 +71,8 @@ class Measurement:
         phase: "trial" while searching, "final" for the interleaved re-measurement of the best.
         note: free text, e.g. "early stop" or "same SPIR-V as ...".
         origin: who proposed a trial: "default", "this run" (winners of its other problems), "warm
-            start" (of bundles that were given), "portfolio" or "search"; empty where unknown.
+            start" (of bundles that were given), "portfolio", "search" or "layout" (the fastest in
+            another layout); empty where unknown.
         device: slug of the device.
         driver: name and version, as the driver gives them.
     """

@@ -82,6 +82,7 @@ _SOURCES = {
     "warm start": "bundles that were given",
     "portfolio": "the portfolio that ships with the package",
     "search": "the search itself",
+    "layout": "trying the fastest in the other layouts",
 }
 
 

@@ -8,6 +8,7 @@ model of `acquisition` chooses; Optuna keeps the history, the storage and the da
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ class EnumeratedSampler(BaseSampler):
         own = Proposer(self._configs, wanted, strategy, random_first)
         self._proposer = SeededProposer(own, wanted, helpful, random_first)
         self._seed = seed
+        self._given: int | None = None
         self.space: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(_values(self._configs, name)) for name in self._configs[0]
         }
@@ -77,6 +79,19 @@ class EnumeratedSampler(BaseSampler):
 
     def _known(self, configs: Sequence[Mapping[str, Any]]) -> list[int]:
         return [self._index[_freeze(c)] for c in configs if _freeze(c) in self._index]
+
+    def params(self, index: int) -> dict[str, Any]:
+        """The configuration of a number."""
+        return dict(self._configs[index])
+
+    @contextmanager
+    def given(self, index: int) -> Iterator[None]:
+        """Proposes meanwhile this configuration; whoever asks must know that nobody tried it."""
+        self._given = index
+        try:
+            yield
+        finally:
+            self._given = None
 
     def seen(self, trials: Sequence[FrozenTrial]) -> dict[int, float | None]:
         """Index -> time of everything tried: inf for failures, None for what is still running."""
@@ -123,6 +138,8 @@ class EnumeratedSampler(BaseSampler):
         Raises:
             ExhaustedError: all of them were tried.
         """
+        if self._given is not None:
+            return self.params(self._given)
         others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
         rng = np.random.default_rng([self._seed, trial.number])
         index = self._proposer.propose(self.seen(others), rng)

@@ -16,6 +16,7 @@ from kernelforge.measure.measurer import Measurer
 from kernelforge.tune.ahead import Ahead
 from kernelforge.tune.budget import Budget, Deadline
 from kernelforge.tune.drift import EVERY, Drift
+from kernelforge.tune.every_layout import ORIGIN, SPARE, LayoutTrials
 from kernelforge.tune.journal import Journal
 from kernelforge.tune.objective import (
     incumbent_ns,
@@ -91,6 +92,42 @@ class Search:
                 self._report(last, done + 1, limit, deadline)
                 if last.outcome is Outcome.DEVICE_LOST and not bench.isolated:
                     raise DeviceLostError(f"{last.variant}: {last.reason}")
+
+    def run_layouts(self, wanted: LayoutTrials, deadline: Deadline) -> None:
+        """Tries the fastest in every layout, then neighbours of the best of each, while it can.
+
+        Of neighbours a tenth of the budget's trials at the most, earlier sessions included.
+
+        Raises:
+            DeviceLostError: as `run`.
+        """
+        while not deadline.reached:
+            trial, done = self._ask_layout(wanted)
+            if trial is None:
+                return
+            name = self._bench.family.variant(self._bench.precision, trial.params).name
+            slowdown = self.drift.slowdown_at(trial.number)
+            last = run_trial(
+                self._study, trial, self._bench, self._journal, slowdown, {name: ORIGIN}
+            )
+            self._report(last, done + 1, max(self._budget.trials, done + 1), deadline)
+            if last.outcome is Outcome.DEVICE_LOST and not self._bench.isolated:
+                raise DeviceLostError(f"{last.variant}: {last.reason}")
+
+    def _ask_layout(self, wanted: LayoutTrials) -> tuple[Trial | None, int]:
+        """As `_ask`, for the trial that the layouts want next."""
+        with turn(self._study._storage, self._study.study_name):
+            trials = self._study.get_trials(deepcopy=False)
+            seen = self._sampler.seen(trials)
+            used = sum(m.origin == ORIGIN for _, m in measured_trials(trials))
+            spare = self._budget.trials // SPARE
+            index = wanted.missing(seen) if used < wanted.most + spare else None
+            if index is None and used < wanted.others + spare:
+                index = wanted.neighbour(seen)
+            if index is None:
+                return None, len(seen)
+            with self._sampler.given(index):
+                return ask(self._study, self._sampler.space), len(seen)
 
     def _left(self, limit: int, deadline: Deadline) -> bool:
         done = len(self._sampler.seen(self._study.get_trials(deepcopy=False)))

@@ -25,7 +25,7 @@ from kernelforge.measure.measurer import Measurer
 from kernelforge.measure.supervisor import Supervisor
 from kernelforge.render import render
 from kernelforge.tune.budget import Budget, Deadline, share
-from kernelforge.tune.every_layout import with_every_layout
+from kernelforge.tune.every_layout import SHARE, LayoutTrials, with_every_layout
 from kernelforge.tune.finals import choose, run_finals
 from kernelforge.tune.journal import Journal
 from kernelforge.tune.objective import (
@@ -165,6 +165,10 @@ def tune_problem(
     target = buildable(device.info)
     configs = family.valid(precision, target, problem)
     default = family.default(precision, target, problem)
+    layouts, deadline = LayoutTrials(family, precision, configs), Deadline(budget.seconds)
+    own = budget
+    if budget.seconds is not None and layouts.several:
+        own = replace(budget, seconds=(1 - SHARE) * budget.seconds)
     sampler = EnumeratedSampler(configs, [default], [*near, *warm, *portfolio], seed=seed)
     name = study_name(device, family, precision, problem, configs)
     study = optuna.create_study(
@@ -180,8 +184,9 @@ def tune_problem(
         log.info("%s: %d trials of a killed process will be done again", name, freed)
     with open_bench(device, family, precision, problem, effort, isolation) as bench:
         try:
-            search = Search(study, sampler, bench, journal, default, budget, on_progress, origins)
+            search = Search(study, sampler, bench, journal, default, own, on_progress, origins)
             search.run()
+            search.run_layouts(layouts, deadline)
             found = [m for _, m in measured_trials(study.get_trials(deepcopy=False))]
             finalists = best_distinct(search.corrected(), budget.finalists)
             if not finalists:

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
 from kernelforge.families.gemv import GEMV
+from kernelforge.measure.bench import Effort
 from kernelforge.measure.measurement import Measurement, Outcome
-from kernelforge.tune.every_layout import layouts_of, with_every_layout
-from kernelforge_runtime.dtypes import F32
+from kernelforge.space import Choice, Constraint, Space
+from kernelforge.tune.budget import Budget
+from kernelforge.tune.every_layout import (
+    ORIGIN,
+    LayoutTrials,
+    layouts_of,
+    signature_of,
+    with_every_layout,
+)
+from kernelforge.tune.journal import Journal, read_journal
+from kernelforge.tune.study import TuneResult, tune_problem
+from kernelforge_runtime.abi.device_info import GENERIC
+from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.abi.signature import Signature
+from kernelforge_runtime.dtypes import F32, DType
+from kernelforge_runtime.vk import Device
+from tests.toolkit.small_family import needs_compiler, signature, small_family
 
 
 def measured(layout: str, rows: int, ns: float, outcome: Outcome = Outcome.OK) -> Measurement:
@@ -35,3 +59,127 @@ def test_the_best_of_each_layout_joins_the_finals() -> None:
     assert finals[:2] == fast
     assert [m.median_ns for m in finals[2:]] == [20, 90]
     assert [layouts_of(GEMV, F32, m) for m in finals[2:]] == [(), (("weight", "M K+16"),)]
+
+
+def padded_signature(precision: DType, params: Mapping[str, Any]) -> Signature:
+    """Of the small family, its matrix with a gap behind each row."""
+    plain = signature(precision, params)
+    weight, *others = plain.bindings
+    layout = f"M K+{params['PAD']}" if params["PAD"] else ""
+    multiples = (("M", 64),) if params["WORKGROUP"] == 64 else ()
+    return replace(plain, bindings=(replace(weight, layout=layout), *others), multiples=multiples)
+
+
+PADDED = small_family(
+    space=Space(
+        Choice("WORKGROUP", (8, 16, 32, 64), default=16),
+        Choice("ROWS", (1, 2, 4), default=1),
+        Choice("PAD", (0, 8, 16), default=0),
+        Choice("FAULT", ("none",), default="none"),
+        Constraint("no", lambda p, device: (p["ROWS"], p["PAD"]) != (4, 16)),
+    ),
+    signature=padded_signature,
+)
+CONFIGS = PADDED.space.valid(GENERIC)
+
+
+def number(workgroup: int, rows: int, pad: int) -> int:
+    return CONFIGS.index({"WORKGROUP": workgroup, "ROWS": rows, "PAD": pad, "FAULT": "none"})
+
+
+def wanted_in_turn(seen: dict[int, float | None], asked: str, most: int = 99) -> list[int]:
+    """What is asked for until nothing is; each takes 50."""
+    trials, found = LayoutTrials(PADDED, F32, CONFIGS), []
+    while len(found) < most and (index := getattr(trials, asked)(seen)) is not None:
+        assert index not in seen
+        seen[index] = 50.0
+        found.append(index)
+    return found
+
+
+def test_the_fastest_is_wanted_in_every_layout_or_what_is_nearest_to_it_there() -> None:
+    seen: dict[int, float | None] = {number(16, 1, 0): 30.0, number(32, 4, 0): 20.0}
+    first, second = wanted_in_turn(seen, "missing")
+    assert {first, second} == {number(32, 4, 8), number(32, 2, 16)}
+
+
+def test_a_kernel_for_some_sizes_is_not_wanted_but_its_like_for_all_of_them_is() -> None:
+    seen: dict[int, float | None] = {number(64, 2, 8): 20.0, number(8, 1, 8): math.inf}
+    found = [CONFIGS[i] for i in wanted_in_turn(seen, "missing")]
+    assert sorted((c["PAD"], c["ROWS"]) for c in found) == [(0, 2), (8, 2), (16, 2)]
+    assert all(c["WORKGROUP"] == 32 for c in found)
+
+
+def test_where_the_winner_fails_in_a_layout_one_more_is_tried_and_a_running_one_is_left() -> None:
+    seen: dict[int, float | None] = {number(16, 2, 0): 20.0, number(16, 2, 8): math.inf}
+    found = wanted_in_turn(seen, "missing")
+    assert len(found) == 2
+    assert number(16, 2, 16) in found
+    (other,) = {*found} - {number(16, 2, 16)}
+    assert CONFIGS[other]["PAD"] == 8
+    running: dict[int, float | None] = {number(16, 2, 0): 20.0, number(16, 2, 8): None}
+    assert wanted_in_turn(running, "missing") == [number(16, 2, 16)]
+
+
+def test_nothing_is_wanted_before_anything_was_right() -> None:
+    seen: dict[int, float | None] = {number(16, 2, 0): math.inf, number(8, 2, 0): None}
+    assert wanted_in_turn(seen, "missing") == wanted_in_turn(seen, "neighbour") == []
+
+
+def test_neighbours_lie_beside_the_best_of_each_other_layout_in_turns() -> None:
+    seen: dict[int, float | None] = {
+        number(16, 2, 0): 20.0, number(16, 2, 8): 30.0, number(16, 1, 16): 40.0,
+    }  # fmt: skip
+    found = [CONFIGS[i] for i in wanted_in_turn(dict(seen), "neighbour")]
+    assert [c["PAD"] for c in found[:4]] == [8, 16, 8, 16]
+    assert {(c["WORKGROUP"], c["ROWS"]) for c in found if c["PAD"] == 8} == {
+        (8, 2), (32, 2), (16, 1), (16, 4),
+    }  # fmt: skip
+    assert {(c["WORKGROUP"], c["ROWS"]) for c in found if c["PAD"] == 16} == {
+        (8, 1), (32, 1), (16, 2),
+    }  # fmt: skip
+
+
+def test_a_space_of_one_layout_wants_nothing() -> None:
+    family = small_family()
+    configs = family.space.valid(GENERIC)
+    trials = LayoutTrials(family, F32, configs)
+    assert not trials.several
+    assert trials.missing({3: 1.0}) is trials.neighbour({3: 1.0}) is None
+
+
+def tuned(device: Device, folder: Path, trials: int, **budget: float) -> TuneResult:
+    return tune_problem(
+        device, PADDED, F32, Problem(M=67, K=64), Budget(trials, **budget),
+        Journal(folder / "journal.jsonl"), folder / "optuna.log",
+        effort=Effort(sample_ns=2e5, samples=4, longest_sample_ns=2e6),
+    )  # fmt: skip
+
+
+@pytest.mark.vulkan
+@pytest.mark.glslang
+def test_two_trials_give_every_layout_the_winner_s_parameters_verified_and_in_the_finals(
+    llvmpipe: Device, tmp_path: Path
+) -> None:
+    needs_compiler()
+    result = tuned(llvmpipe, tmp_path, 2)
+    assert len(result.trials) == 4
+    assert [m.origin for m in result.trials] == ["default", "search", ORIGIN, ORIGIN]
+    fastest = min(result.trials[:2], key=lambda m: m.time_ns)
+    layouts = {
+        signature_of(PADDED, F32, m).layouts: m for m in result.finalists if m.origin == ORIGIN
+    }
+    assert len(layouts) == 2
+    for final in layouts.values():
+        assert final.ok
+        assert final.tolerance > 0
+        assert final.samples_ns
+        workgroup = fastest.variant.rpartition("WORKGROUP")[2]
+        assert final.variant.endswith(f"WORKGROUP{workgroup}")
+    again = tuned(llvmpipe, tmp_path, 2)
+    assert again.trials == result.trials
+    kept = [m for m in read_journal(tmp_path / "journal.jsonl") if m.phase == "trial"]
+    assert len(kept) == 4
+    more = tuned(llvmpipe, tmp_path, 12)
+    assert sum(m.origin == ORIGIN for m in more.trials) >= 3  # a tenth more: a neighbour, too
+    assert tuned(llvmpipe, tmp_path / "late", 9, seconds=0.001).trials[1:] == ()
