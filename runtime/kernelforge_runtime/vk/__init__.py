@@ -3,6 +3,13 @@
 from kernelforge_runtime.vk.buffer import Buffer, BufferSlice
 from kernelforge_runtime.vk.commands import CommandBuffer
 from kernelforge_runtime.vk.device import Device, list_devices, open_device
+from kernelforge_runtime.vk.external import (
+    ExportedBuffer,
+    SharedBuffer,
+    cannot_share,
+    import_buffer,
+    shared_buffer,
+)
 from kernelforge_runtime.vk.pipeline import Pipeline
 from kernelforge_runtime.vk.timestamps import TimestampPool
 
@@ -11,8 +18,13 @@ __all__ = [
     "BufferSlice",
     "CommandBuffer",
     "Device",
+    "ExportedBuffer",
     "Pipeline",
+    "SharedBuffer",
     "TimestampPool",
+    "cannot_share",
+    "import_buffer",
     "list_devices",
     "open_device",
+    "shared_buffer",
 ]

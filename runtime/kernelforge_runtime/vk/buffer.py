@@ -44,6 +44,7 @@ class Buffer:
             "VkBufferCreateInfo*",
             {
                 "sType": lib.VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
+                "pNext": self._creation_chain(),
                 "size": self.nbytes,
                 "usage": _STORAGE | _TRANSFER | (_ADDRESS if with_address else 0),
             },
@@ -69,6 +70,19 @@ class Buffer:
             where.buffer = self.handle
             self.address = int(lib.vkGetBufferDeviceAddress(device.handle, where))
 
+    def _creation_chain(self) -> Any:
+        """What a kind of buffer adds to its VkBufferCreateInfo: nothing."""
+        return self.device.ffi.NULL
+
+    def _allocation_chain(self, chain: Any) -> Any:
+        """What a kind of buffer puts before the `chain` of its VkMemoryAllocateInfo."""
+        return chain
+
+    def _memory_place(self, needs: Any, host_visible: bool) -> tuple[int, int, int]:
+        """(memory type, its property flags, bytes to allocate) for a VkMemoryRequirements."""
+        index, flags = self.device.memory_type(int(needs.memoryTypeBits), host_visible)
+        return index, flags, int(needs.size)
+
     def _bind(self, mapped: bool, doing: str) -> None:
         device, ffi, lib = self.device, self.device.ffi, self.device.lib
         check(lib.vkBindBufferMemory(device.handle, self.handle, self.memory, 0), doing)
@@ -81,7 +95,7 @@ class Buffer:
         device, ffi, lib = self.device, self.device.ffi, self.device.lib
         needs = ffi.new("VkMemoryRequirements*")
         lib.vkGetBufferMemoryRequirements(device.handle, self.handle, needs)
-        index, flags = device.memory_type(int(needs.memoryTypeBits), host_visible)
+        index, flags, size = self._memory_place(needs, host_visible)
         extra = ffi.NULL
         if with_address:
             extra = ffi.new("VkMemoryAllocateFlagsInfo*")
@@ -91,8 +105,8 @@ class Buffer:
             "VkMemoryAllocateInfo*",
             {
                 "sType": lib.VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
-                "pNext": extra,
-                "allocationSize": needs.size,
+                "pNext": self._allocation_chain(extra),
+                "allocationSize": size,
                 "memoryTypeIndex": index,
             },
         )

@@ -16,6 +16,7 @@ from kernelforge_runtime.vk.buffer import Buffer
 from kernelforge_runtime.vk.loader import Instance, check
 from kernelforge_runtime.vk.physical import (
     COOPERATIVE_MATRIX,
+    EXTERNAL_MEMORY_FD,
     INTEGER_DOT,
     PhysicalDevice,
     enumerate_physical,
@@ -117,8 +118,9 @@ class Device:
             chosen = flexible.enabling(ffi, offered, features.pNext)
             features.pNext = chosen.pointer
         features.features.shaderInt64 = "int64" in offered
-        if "VK_KHR_portability_subset" in self.physical.extensions:
-            extensions.append(ffi.new("char[]", b"VK_KHR_portability_subset"))
+        for name in ("VK_KHR_portability_subset", EXTERNAL_MEMORY_FD):
+            if name in self.physical.extensions:
+                extensions.append(ffi.new("char[]", name.encode()))
         names = ffi.new("char*[]", extensions)
         info = ffi.new("VkDeviceCreateInfo*")
         info.sType = lib.VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO
