@@ -1,7 +1,8 @@
 """Makes performance reports from what tune and bench measured: HTML, markdown and CSV.
 
 Every device with measurements gets a report of its own; --device picks one. A bundle that came
-without measurements can be reported by naming it with --bundle.
+without measurements can be reported by naming it with --bundle. --compare holds two sets of
+measurements against each other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernelforge.cli import options
+from kernelforge.cli.comparing import add_compare_options, run_compare
+from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.errors import ReportError
 
@@ -47,11 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add(parser, "bundle", help="the device's bundle (default: the one of its name)")
     options.add(parser, "journal")
-    options.add(parser, "out", help="folder to write to (default: reports/<device>)")
+    options.add(
+        parser, "out", help="folder to write to (default: reports/<device>, or reports/compare)"
+    )
+    add_compare_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the reports and prints where they are."""
+    if args.compare is not None:
+        return run_compare(args, REPORTS)
+    if args.fail_above is not None:
+        raise UsageError("--fail-above is of --compare A B")
     output = Output(args)
     sources = _sources(args)
     # Here, so that --help needs none of the packages that reports need.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernelforge.errors import ReportError
+from kernelforge.report.writing import write_files
 
 if TYPE_CHECKING:  # a bench only needs `bench_journal` of this package
     from kernelforge.report.frame import Frame
@@ -32,14 +32,4 @@ def write_report(frame: Frame, out: Path) -> list[Path]:
         MARKDOWN_FILE: render_markdown(frame, found),
         **{f"{table.name}.csv": table.to_csv() for table in found},
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            partial = out / f".{name}.part"
-            partial.write_text(text, encoding="utf-8", newline="")
-            partial.replace(out / name)
-    except OSError as error:
-        raise ReportError(
-            f"{out}: cannot be written: {error.strerror or error}; choose another folder with --out"
-        ) from error
-    return [out / name for name in texts]
+    return write_files(out, texts)

@@ -14,16 +14,13 @@ from kernelforge.report.tables import Table, number
 
 def render_page(frame: Frame, tables: list[Table]) -> str:
     """The HTML text."""
-    environment = Environment(
-        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined
-    )
-    environment.globals["wbr"] = Markup(".<wbr>")  # long variant names break at their dots
     by_name: dict[str, Table | None] = dict.fromkeys(
         ("kernels", "models", "peers", "products", "ceilings", "history")
     )
     by_name.update({table.name: table for table in tables})
     limits = frame.ceilings
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
         frame=frame,
         tables=by_name,
         tiles=summary.tiles(frame),
@@ -45,6 +42,15 @@ def render_page(frame: Frame, tables: list[Table]) -> str:
             "compute": number(limits.fma_gflops) if limits else "",
         },
     )
+
+
+def render(template: str, **values: object) -> str:
+    """A page from one of this package's templates."""
+    environment = Environment(
+        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined
+    )
+    environment.globals["wbr"] = Markup(".<wbr>")  # long variant names break at their dots
+    return environment.get_template(template).render(**values)
 
 
 def _asset(name: str) -> str:

@@ -40,6 +40,7 @@ class KernelRow:
         good_trial: number, from 1, of the trial that first came to 95 % of the winner's speed; 0
             where unknown.
         origin: who proposed the winner, see `Measurement`; empty where unknown.
+        samples: behind the median; 0 where unknown.
     """
 
     family: str
@@ -57,6 +58,7 @@ class KernelRow:
     clock: str = ""
     good_trial: int = 0
     origin: str = ""
+    samples: int = 0
 
     @property
     def name(self) -> str:
@@ -127,6 +129,7 @@ def _from_journal(
         clock=best.clock,
         good_trial=first_good(found, best.variant),
         origin=next((m.origin for m in found if m.variant == best.variant), ""),
+        samples=len(best.samples_ns),
     )
 
 
