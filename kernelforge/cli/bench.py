@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         help="weight formats, separated by commas: f32, bf16, f16, q8, nf4 (default: f16)",
     )
-    options.add(parser, "activations", "threads")
+    options.add(parser, "quant", "activations", "threads")
     options.add(
         parser,
         "device",
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(wrong)
     output = Output(args)
     path = options.model_file(args, output.note)
-    _check(path, args.weights)
+    _check(path, args.weights, args.quant)
     if args.device == CPU:
         records, ceilings = _run_reference(args, path, output), None
     else:
@@ -141,16 +141,18 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(size for size in found if size)
 
 
-def _check(path: Path, weights: Sequence[str]) -> None:
+def _check(path: Path, weights: Sequence[str], quant: str | None) -> None:
     """Finds out what is wrong before anything is measured."""
     from kernelforge_runtime.models import recognise
-    from kernelforge_runtime.models.formats import weight_format
+    from kernelforge_runtime.models.formats import formats_of, weight_format
     from kernelforge_runtime.weights import open_checkpoint
 
     for name in weights:
         weight_format(name)
     with open_checkpoint(path) as checkpoint:
-        recognise(checkpoint).read_config(checkpoint)
+        config = recognise(checkpoint).read_config(checkpoint)
+    for name in weights:
+        formats_of(config, name, quant)
 
 
 @dataclass(frozen=True)
@@ -179,10 +181,14 @@ def _run_reference(args: argparse.Namespace, path: Path, output: Output) -> list
     known = {"device": "numpy", "device_name": "NumPy", "device_type": CPU, "driver": ""}
     with ProgressBar(output, "bench") as bar, _peers(args, path, output) as peers:
         for weights in args.weights:
-            note = _format(weights, args.activations)
             with load_reference(
-                path, weights=weights, activations=args.activations, threads=args.threads
+                path,
+                weights=weights,
+                activations=args.activations,
+                threads=args.threads,
+                quant=args.quant,
             ) as model:
+                note = _format(model.formats.name, args.activations)
                 subjects = [Subject("numpy", model)]
                 peers = working_peers(model, note, peers, output)
                 facts = [known, *(peer_facts(peer, known) for peer in peers)]
@@ -210,9 +216,10 @@ def _run_device(
         matmul = matmul_limits(args.peer, args.peer_python, output)
         with ProgressBar(output, "bench") as bar, _peers(args, path, output) as peers:
             for weights in args.weights:
-                note = _format(weights, args.activations)
-                with _loaded(path, device, kernels, weights, args.activations) as subjects:
+                how = weights, args.activations, args.quant
+                with _loaded(path, device, kernels, *how) as subjects:
                     model = subjects[0].model
+                    note = _format(model.formats.name, args.activations)
                     peers = working_peers(model, note, peers, output)
                     known = [_device_facts(device, s, ceilings) for s in subjects]
                     known += [peer_facts(peer, known[0]) for peer in peers]
@@ -267,7 +274,12 @@ def _ceilings(device: Device, output: Output) -> Ceilings | None:
 
 @contextlib.contextmanager
 def _loaded(
-    path: Path, device: Device, kernels: Sequence[KernelSet], weights: str, activations: str
+    path: Path,
+    device: Device,
+    kernels: Sequence[KernelSet],
+    weights: str,
+    activations: str,
+    quant: str | None,
 ) -> Iterator[list[Subject]]:
     """The model once per bundle."""
     from kernelforge.cli.model_bench import Subject
@@ -277,7 +289,9 @@ def _loaded(
         yield [
             Subject(
                 chosen.bundles[0].slug,
-                stack.enter_context(load_model(path, device, chosen, weights, activations)),
+                stack.enter_context(
+                    load_model(path, device, chosen, weights, activations, quant=quant)
+                ),
             )
             for chosen in kernels
         ]

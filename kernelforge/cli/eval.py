@@ -38,6 +38,7 @@ from kernelforge_runtime.models.formats import weight_format
 from kernelforge_runtime.ops.vulkan_products import FEW_TOKENS
 from kernelforge_runtime.text import load_tokenizer
 from kernelforge_runtime.vk import open_device
+from kernelforge_runtime.weight_formats import parse_formats
 
 CPU = "cpu"
 """The device name that stands for NumPy."""
@@ -86,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help=f"{options.LOADED_WEIGHTS}; several with commas are compared on --text",
     )
-    options.add(parser, "activations", "int8-dot", "int8-bound", "threads")
+    options.add(parser, "quant", "activations", "int8-dot", "int8-bound", "threads")
     parser.add_argument(
         "--tokenizer",
         metavar="T",
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         about = {
             "model": args.model,
             "version": model.config.version,
-            "weights": model.weights.name,
+            "weights": model.formats.name,
             "device": model.device.info.name if isinstance(model, Model) else "NumPy",
         }
         if args.text is not None:
@@ -261,7 +262,9 @@ def _with_int8(args: argparse.Namespace, formats: list[str]) -> list[str]:
 
 def _formats(args: argparse.Namespace, output: Output, formats: Sequence[str]) -> None:
     for name in formats:
-        weight_format(name.removesuffix(ROUNDED))  # said before any model is loaded
+        name = name.removesuffix(ROUNDED)
+        weight_format(name)  # said before any model is loaded
+        parse_formats(name, args.quant)
     with _loader(args, 1) as load:
         found = score_formats(
             args.model,
@@ -287,7 +290,11 @@ def _loader(
         if args.bundle:
             raise UsageError("--device cpu runs in NumPy: it has no --bundle")
         yield lambda weights: load_reference(
-            args.model, weights=weights, activations=args.activations, threads=args.threads
+            args.model,
+            weights=weights,
+            activations=args.activations,
+            threads=args.threads,
+            quant=args.quant,
         )
         return
     if args.threads:
@@ -302,7 +309,14 @@ def _loader(
             name = weights and weights.removesuffix(ROUNDED)
             int8_dot = asked if name != weights else None
             return load_model(
-                args.model, device, kernels, name, args.activations, slots, int8_dot=int8_dot
+                args.model,
+                device,
+                kernels,
+                name,
+                args.activations,
+                slots,
+                int8_dot=int8_dot,
+                quant=args.quant,
             )
 
         yield load

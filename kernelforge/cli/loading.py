@@ -26,7 +26,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     options.add(parser, "device", help=_DEVICE)
     options.add(parser, "bundle")
     options.add(parser, "weights", default=None, help=options.LOADED_WEIGHTS)
-    options.add(parser, "activations", "int8-dot", "int8-bound", "threads")
+    options.add(parser, "quant", "activations", "int8-dot", "int8-bound", "threads")
     parser.add_argument(
         "--tokenizer",
         metavar="T",
@@ -56,6 +56,7 @@ def loaded(
             weights=args.weights,
             activations=args.activations,
             threads=args.threads,
+            quant=args.quant,
         ) as reference:
             yield reference, None
         return
@@ -77,6 +78,7 @@ def loaded(
                 slots,
                 progress=lambda done, total, name: bar.show(done, total, f"loading {name}"),
                 int8_dot=int8_dot,
+                quant=args.quant,
             )
         with model:
             if model.int8 is not None and model.int8.products:  # else its log has said so

@@ -89,6 +89,11 @@ SHARED: dict[str, dict[str, Any]] = {
         "default": "f16",
         "help": "how weights are kept on the device: f32, bf16, f16, q8 or nf4 (default: f16)",
     },
+    "quant": {
+        "metavar": "PART:FORMAT,..",
+        "help": "weight formats of parts of the model, e.g. 0-11:q8,12-23:nf4,head:f16,emb:f16: "
+        "layers from 0 (3, 0-11, or 12- to the last), head and emb; all else is in --weights",
+    },
     "activations": {
         "metavar": "FORMAT",
         "default": "f32",

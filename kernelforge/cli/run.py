@@ -127,7 +127,7 @@ def _statistics(
         "decode_tok_per_s": counted.decode_tok_per_s,
         "load_s": load_s,
         "version": model.config.version,
-        "weights": model.weights.name,
+        "weights": model.formats.name,
         "activations": model.activations.name,
         "device": "NumPy",
         "state_bytes": model.new_state().nbytes,

@@ -58,6 +58,7 @@ def load_model(
     slots: int = 1,
     progress: OnLoad | None = None,
     int8_dot: Int8Dot | None = None,
+    quant: str | None = None,
 ) -> Model:
     """Loads a .pth or .safetensors checkpoint; its version is read from the tensors.
 
@@ -74,15 +75,18 @@ def load_model(
             of the file, name of the tensor).
         int8_dot: lets products of q8 weights round their inputs to int8 where a step has few
             tokens, once a trial run has stayed within a bound; exact where None.
+        quant: formats of parts of the model, such as "0-11:q8,12-23:nf4,head:f16,emb:f16"; what it
+            does not name is in `weights`.
 
     Raises:
         KernelForgeError: the file, the device or the bundle cannot serve; one line says why.
     """
+    how = weights, activations, slots, progress, int8_dot, quant
     if device is not None:
-        return _load_model(path, device, bundle, weights, activations, slots, progress, int8_dot)
+        return _load_model(path, device, bundle, *how)
     device = open_device()
     try:
-        model = _load_model(path, device, bundle, weights, activations, slots, progress, int8_dot)
+        model = _load_model(path, device, bundle, *how)
     except BaseException:
         device.close()
         raise

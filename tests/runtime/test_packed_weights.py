@@ -23,6 +23,7 @@ from kernelforge_runtime.ops.device_weights import DeviceWeights
 from kernelforge_runtime.ops.vocabulary import Part
 from kernelforge_runtime.ops.weight_layout import choose_layouts, packed
 from kernelforge_runtime.plan import Dispatch, Plan
+from kernelforge_runtime.weight_formats import WeightFormats
 from tests.runtime.bundle_files import DEVICE, SIGNATURE, entry, write_bundle
 from tests.runtime.kernels import kernel
 
@@ -204,7 +205,7 @@ def test_a_kernel_reads_what_the_loader_packed(device, rng):
     shapes = [(40, 61), (7, 64)]  # stacked, each padded to whole blocks of rows
     parts = [Part(f"w{i}", rng.standard_normal(s).astype(np.float32)) for i, s in enumerate(shapes)]
     seen = []
-    store = DeviceWeights(device, F32, lambda form, rows, k: TILES)
+    store = DeviceWeights(device, WeightFormats(F32), lambda form, rows, k: TILES)
     store.on_upload = lambda name, count: seen.append((name, count))
     matrix = store.matrix(parts)
     assert (matrix.rows, matrix.k, matrix.layouts) == (96, 64, TILES)

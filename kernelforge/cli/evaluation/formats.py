@@ -68,10 +68,11 @@ def score_formats(
     found = []
     for name in formats:
         with load(name) as model:
+            label = model.formats.name + (ROUNDED if name.endswith(ROUNDED) else "")
             held, computed = model.weight_bytes, _computed(path, model)
             score = score_text(model, tokenizer_of(model.config.vocab), data, chunk)
             int8 = model.int8 if isinstance(model, Model) else None
-        found.append(FormatScore(name, score, held, computed, int8))
+        found.append(FormatScore(label, score, held, computed, int8))
     return found
 
 
@@ -86,7 +87,7 @@ def _computed(path: str, model: Model | Reference) -> int | None:
     with open_checkpoint(path) as checkpoint:
         survey = Survey(checkpoint)
     limit = model.device.info.max_storage_buffer
-    return survey.device_nbytes(model.weights, limit, layouts_of)
+    return survey.device_nbytes(model.formats, limit, layouts_of)
 
 
 HEADS = ("weights", "perplexity", "change %", "bits per byte", "MB held", "MB computed", "tok/s")

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from kernelforge_runtime.dtypes import BF16, F16, F32, NF4, Q8, DType
+from kernelforge_runtime.dtypes import F16, F32, NF4, Q8, DType
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models.base import ModelConfig
+from kernelforge_runtime.weight_formats import (
+    WEIGHT_FORMATS,
+    WeightFormats,
+    parse_formats,
+    weight_format,
+)
 
-WEIGHT_FORMATS: dict[str, DType] = {d.name: d for d in (F32, BF16, F16, Q8, NF4)}
+__all__ = [
+    "ACTIVATION_FORMATS",
+    "WEIGHT_FORMATS",
+    "activation_format",
+    "formats_of",
+    "usual_weights",
+    "weight_format",
+]
 ACTIVATION_FORMATS: dict[str, DType] = {d.name: d for d in (F32, F16)}
 
 
-def weight_format(name: str) -> DType:
-    """The format of this name.
+def formats_of(
+    config: ModelConfig, weights: str | None, quant: str | None, otherwise: str = "f16"
+) -> WeightFormats:
+    """The formats of a model's weights; see `weight_formats` for how they are written.
+
+    Args:
+        config: of the model.
+        weights: a format for everything, or for each of its parts.
+        quant: formats of parts, which go with it.
+        otherwise: see `usual_weights`.
 
     Raises:
-        ModelError: there is none.
+        ModelError: what is asked makes no sense, or not for this model.
     """
-    if name not in WEIGHT_FORMATS:
-        raise ModelError(f"weight format {name!r}: there are {', '.join(WEIGHT_FORMATS)}")
-    return WEIGHT_FORMATS[name]
+    usual = weight_format(usual_weights(config, otherwise))
+    return parse_formats(weights or None, quant or None).of(config.layers, usual)
 
 
 def usual_weights(config: ModelConfig, otherwise: str = "f16") -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kernelforge_runtime.bundle.crossover import rounding_rivals
 from kernelforge_runtime.dtypes import Q8
 from kernelforge_runtime.errors import ModelError
-from kernelforge_runtime.models.formats import usual_weights, weight_format
+from kernelforge_runtime.models.formats import formats_of
 from kernelforge_runtime.models.int8_dot import Int8Dot, Int8Report
 from kernelforge_runtime.models.model import Model
 from kernelforge_runtime.models.registry import recognise
@@ -29,16 +29,18 @@ _GIVEN, _CHOSEN = 4, 12
 """Tokens of the trial: from all over the vocabulary, then what the exact model goes on with."""
 
 
-def refuse_misfits(checkpoint: Checkpoint, weights: str | None) -> None:
+def refuse_misfits(checkpoint: Checkpoint, weights: str | None, quant: str | None) -> None:
     """Says before anything is loaded that a model cannot do it.
 
     Raises:
-        ModelError: its weights are not q8, or signs decide in it.
+        ModelError: none of its weights are q8, or signs decide in it.
     """
     config = recognise(checkpoint).read_config(checkpoint)
-    form = weight_format(weights or usual_weights(config))
-    if form != Q8:
-        raise ModelError(f"int8 dot products are of q8 weights, found {form}: ask for q8 weights")
+    formats = formats_of(config, weights, quant)
+    if Q8 not in formats.asked:
+        raise ModelError(
+            f"int8 dot products are of q8 weights, found {formats}: ask for q8 weights"
+        )
     if config.f32_only:
         raise ModelError(
             f"{config.version} takes no int8 dot products: ROSA reads the sign of every value, and "

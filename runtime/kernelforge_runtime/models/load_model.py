@@ -22,6 +22,7 @@ def load_model(
     slots: int = 1,
     progress: OnLoad | None = None,
     int8_dot: Int8Dot | None = None,
+    quant: str | None = None,
 ) -> Model:
     """Loads a model onto a device.
 
@@ -37,6 +38,8 @@ def load_model(
         progress: called after each matrix and table that was packed and uploaded.
         int8_dot: lets products of q8 weights round their inputs in steps of few tokens, if a trial
             run stays within its bound; see Int8Dot. Exact where None.
+        quant: formats of parts of the model, such as "0-11:q8,12-23:nf4,head:f16,emb:f16"; what it
+            does not name is in `weights`. See `weight_formats`.
 
     Raises:
         ModelError: the file cannot be read, is no model of a known version, does not fit f16, or
@@ -47,10 +50,10 @@ def load_model(
     with open_checkpoint(path) as checkpoint:
         kernels = bundle if bundle is not None else KernelSet.open(device.info).tell()
         if int8_dot is None:
-            return Model(checkpoint, device, kernels, weights, activations, slots, progress)
-        refuse_misfits(checkpoint, weights)
+            return Model(checkpoint, device, kernels, weights, activations, slots, progress, quant)
+        refuse_misfits(checkpoint, weights, quant)
         rounding = kernels.with_rounding(int8_dot.use)
-        model = Model(checkpoint, device, rounding, weights, activations, slots, progress)
+        model = Model(checkpoint, device, rounding, weights, activations, slots, progress, quant)
     try:
         model.int8 = pass_gate(model, int8_dot)
     except BaseException:

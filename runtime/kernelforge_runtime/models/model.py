@@ -14,11 +14,7 @@ from kernelforge_runtime.bundle.select import KernelSet
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models.base import ModelConfig
 from kernelforge_runtime.models.device_choice import Choice, ChoiceBuffers
-from kernelforge_runtime.models.formats import (
-    activation_format,
-    usual_weights,
-    weight_format,
-)
+from kernelforge_runtime.models.formats import activation_format, formats_of
 from kernelforge_runtime.models.int8_dot import Int8Report
 from kernelforge_runtime.models.loading import OnLoad, counting
 from kernelforge_runtime.models.planned import Output, PlannedSteps
@@ -60,7 +56,8 @@ class Model(PlannedSteps):
         config: sizes of the model.
         device: where it runs.
         kernels: the bundles its kernels come from.
-        weights: the weight format.
+        weights: the weight format where `formats` names no other.
+        formats: of every part of the model.
         activations: type of the residual stream.
         slots: sequences that one step can advance.
     """
@@ -74,13 +71,15 @@ class Model(PlannedSteps):
         activations: str = "f32",
         slots: int = 1,
         progress: OnLoad | None = None,
+        quant: str | None = None,
     ) -> None:
         self._file = recognise(checkpoint)
         self.config: ModelConfig = self._file.read_config(checkpoint)
         self.device, self.kernels = device, kernels
-        self.weights = weight_format(weights or usual_weights(self.config))
+        self.formats = formats_of(self.config, weights, quant)
+        self.weights = self.formats.usual
         self.activations = activation_format(activations, self.config)
-        self._ops = VulkanOps(device, kernels, self.weights, self.activations)
+        self._ops = VulkanOps(device, kernels, self.formats, self.activations)
         self._steps: dict[tuple[StepSize, Output], Step] = {}
         self._buffers: StepBuffers | None = None
         self._choices: ChoiceBuffers | None = None

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kernelforge_runtime.models.base import ModelConfig
-from kernelforge_runtime.models.formats import activation_format, usual_weights, weight_format
+from kernelforge_runtime.models.formats import activation_format, formats_of
 from kernelforge_runtime.models.registry import recognise
 from kernelforge_runtime.models.tokens import check_tokens
 from kernelforge_runtime.models.tuned_state import read_state_file, read_tuned_state
@@ -26,7 +26,8 @@ class Reference:
 
     Attributes:
         config: sizes of the model.
-        weights: the format that weights were rounded to.
+        weights: the format that weights were rounded to where `formats` names no other.
+        formats: of every part of the model.
     """
 
     device = None
@@ -40,12 +41,14 @@ class Reference:
         weights: str | None = None,
         activations: str = "f32",
         threads: int | None = None,
+        quant: str | None = None,
     ) -> None:
         self._file = recognise(checkpoint)
         self.config: ModelConfig = self._file.read_config(checkpoint)
-        self.weights = weight_format(weights or usual_weights(self.config, "f32"))
+        self.formats = formats_of(self.config, weights, quant, "f32")
+        self.weights = self.formats.usual
         self.activations = activation_format(activations, self.config)
-        self._ops = NumpyOps(dtype, self.weights, self.activations, threads)
+        self._ops = NumpyOps(dtype, self.formats, self.activations, threads)
         self._weights = self._file.load(self._ops, checkpoint, self.config)
         self._tuned = read_tuned_state(checkpoint, self.config)
 
@@ -134,6 +137,7 @@ def load_reference(
     weights: str | None = None,
     activations: str = "f32",
     threads: int | None = None,
+    quant: str | None = None,
 ) -> Reference:
     """Loads a model to be run by NumPy.
 
@@ -144,9 +148,10 @@ def load_reference(
             "nf4", in which matrices are kept in memory. Where None f32, and a quantised file's own.
         activations: "f16" rounds the residual stream and the inputs of products to float16.
         threads: for products with quantised matrices; as many as there are cores where None.
+        quant: formats of parts of the model, such as "0-11:q8,head:f16"; see `weight_formats`.
 
     Raises:
         ModelError: the file cannot be read or is no model of a known version.
     """
     with open_checkpoint(path) as checkpoint:
-        return Reference(checkpoint, dtype, weights, activations, threads)
+        return Reference(checkpoint, dtype, weights, activations, threads, quant)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.errors import ModelError
+from kernelforge_runtime.ops import TensorName
 from kernelforge_runtime.weights import Checkpoint
 
 Table = Mapping[str, str]
@@ -126,9 +127,10 @@ class TensorReader:
             self.checkpoint, self._schema, self._shapes, self.sizes, self.layers, index
         )
 
-    def name(self, name: str) -> str:
+    def name(self, name: str) -> TensorName:
         """The name in the file."""
-        return name if self.index is None else self._schema.spell(self.index, name)
+        full = name if self.index is None else self._schema.spell(self.index, name)
+        return TensorName(full, self.index)
 
     def __contains__(self, name: str) -> bool:
         return self.name(name) in self._shapes

@@ -19,7 +19,8 @@ from kernelforge_runtime.ops.device_weights import (
 from kernelforge_runtime.ops.vocabulary import LazyRows, Part
 from kernelforge_runtime.ops.weight_layout import packed_nbytes
 from kernelforge_runtime.plan.arena import reserved
-from kernelforge_runtime.quantize import BLOCK, K_MULTIPLE, matrix_format, table_format
+from kernelforge_runtime.quantize import BLOCK, K_MULTIPLE, matrix_format
+from kernelforge_runtime.weight_formats import WeightFormats
 from kernelforge_runtime.weights import Checkpoint
 
 
@@ -31,11 +32,13 @@ class Multiplied:
         name: in the file.
         shape: [rows, k], as it multiplies.
         as_stored: whether the file holds just these rows: not transposed, nothing added.
+        layer: that it belongs to.
     """
 
     name: str
     shape: tuple[int, ...]
     as_stored: bool
+    layer: int | None = None
 
 
 class Survey:
@@ -68,7 +71,7 @@ class Survey:
         """Notes a stack."""
         self.min_rows.append(min_rows)
         self.stacks.append(
-            tuple(Multiplied(p.name, p.weight.shape, self._is_stored(p)) for p in parts)
+            tuple(Multiplied(p.name, p.weight.shape, self._is_stored(p), p.layer) for p in parts)
         )
 
     def table(self, name: str, rows: NDArray[np.float32]) -> None:
@@ -97,38 +100,52 @@ class Survey:
             if part.as_stored and part.shape[1] % K_MULTIPLE == 0
         )
 
-    def nbytes(self, weights: DType) -> int:
-        """Bytes of the model's weights in a format, scales included, without padding."""
+    def nbytes(self, weights: DType | WeightFormats) -> int:
+        """Bytes of the model's weights in these formats, scales included, without padding."""
+        formats = _formats(weights)
         total = F32.nbytes(sum(self.vectors))
         for stack in self.stacks:
-            form = matrix_format(weights, _widest(stack))
+            form = matrix_format(_asked(stack, formats), _widest(stack))
             elements = sum(int(np.prod(part.shape)) for part in stack)
             scales = 2 * elements // BLOCK if form in QUANTIZED else 0
             total += form.nbytes(elements) + scales
-        form = table_format(weights)
+        form = formats.table
         return total + sum(form.nbytes(int(np.prod(shape))) for shape in self.tables)
 
     def device_nbytes(
-        self, weights: DType, max_storage_buffer: int, layouts_of: LayoutsOf = row_major
+        self,
+        weights: DType | WeightFormats,
+        max_storage_buffer: int,
+        layouts_of: LayoutsOf = row_major,
     ) -> int:
-        """Bytes that a device gives to the weights in a format: scales, padding and alignment too.
+        """Bytes that a device gives to the weights: scales, padding and alignment too.
 
         Args:
-            weights: the format.
+            weights: the formats, or one for all.
             max_storage_buffer: bytes that one binding of the device can show.
             layouts_of: how matrices are to lie in memory.
         """
+        formats = _formats(weights)
         pieces = [F32.nbytes(vector_elements(size)) for size in self.vectors]
         for stack, least in zip(self.stacks, self.min_rows, strict=True):
             shapes = [part.shape for part in stack]
-            place = stack_place(shapes, least, weights, max_storage_buffer, layouts_of)
+            asked = _asked(stack, formats)
+            place = stack_place(shapes, least, asked, max_storage_buffer, layouts_of)
             rows, k, form, layouts = place
             pieces.append(packed_nbytes(rows, k, form, layouts))
             if form in QUANTIZED:
                 pieces.append(2 * rows * k // BLOCK)
-        form = table_format(weights)
+        form = formats.table
         pieces += [form.nbytes(int(np.prod(shape))) for shape in self.tables]
         return sum(reserved(size) for size in pieces)
+
+
+def _formats(weights: DType | WeightFormats) -> WeightFormats:
+    return WeightFormats(weights) if isinstance(weights, DType) else weights
+
+
+def _asked(stack: Sequence[Multiplied], formats: WeightFormats) -> DType:
+    return formats.stack(part.layer for part in stack)
 
 
 def _widest(stack: Sequence[Multiplied]) -> int:

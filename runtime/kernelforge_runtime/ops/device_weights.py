@@ -16,8 +16,9 @@ from kernelforge_runtime.ops.vocabulary import Part
 from kernelforge_runtime.ops.weight_layout import MAX_GROWTH, ROW_MAJOR, packed
 from kernelforge_runtime.plan import Arena
 from kernelforge_runtime.plan.arena import ALIGNMENT
-from kernelforge_runtime.quantize import BLOCK, matrix_format, quantize, table_format
+from kernelforge_runtime.quantize import BLOCK, matrix_format, quantize
 from kernelforge_runtime.vk import BufferSlice, Device
+from kernelforge_runtime.weight_formats import WeightFormats
 
 K_MULTIPLE = 32
 LayoutsOf = Callable[[DType, int, int], Layouts]
@@ -66,7 +67,7 @@ class DeviceWeights:
     """Takes a model's weights at load, in one weight format.
 
     Attributes:
-        format: what matrices and tables are kept in; vectors stay float32. Of q8 and nf4 some
+        formats: what matrices and tables are kept in; vectors stay float32. Of q8 and nf4 some
             are float16, see `quantize.matrix_format` and `table_format`.
         arena: the memory of everything that outlives a step.
         layouts_of: how matrices are to lie in memory.
@@ -76,10 +77,10 @@ class DeviceWeights:
     def __init__(
         self,
         device: Device,
-        weights: DType,
+        formats: WeightFormats,
         layouts_of: LayoutsOf = row_major,
     ) -> None:
-        self.format = weights
+        self.formats = formats
         self.arena = Arena(device, "weights")
         self.layouts_of = layouts_of
         self.on_upload: OnUpload = lambda name, count: None
@@ -94,7 +95,8 @@ class DeviceWeights:
         """Packs and uploads a stack of weights."""
         shapes = [part.weight.shape for part in parts]
         limit = self.arena.device.info.max_storage_buffer
-        rows, k, form, layouts = stack_place(shapes, min_rows, self.format, limit, self.layouts_of)
+        asked = self.formats.stack(part.layer for part in parts)
+        rows, k, form, layouts = stack_place(shapes, min_rows, asked, limit, self.layouts_of)
         places, start = [], 0
         for part in parts:
             places.append((start, len(part.weight), part.without_weight()))
@@ -129,7 +131,7 @@ class DeviceWeights:
     def table(self, name: str, rows: NDArray[np.float32]) -> DeviceMatrix:
         """Uploads an embedding table."""
         count, width = rows.shape
-        form = table_format(self.format)
+        form = self.formats.table
         memory = self.upload(_encode(name, rows, form))
         self.on_upload(name, rows.size)
         return DeviceMatrix(memory, count, width, (), name, form)
@@ -158,7 +160,7 @@ def stack_place(
     Args:
         shapes: [rows, k] of each part.
         min_rows: the least that there must be.
-        weights: format of the model's weights.
+        weights: the format that is asked for.
         max_storage_buffer: bytes that one binding of the device can show.
         layouts_of: how matrices are to lie in memory.
     """

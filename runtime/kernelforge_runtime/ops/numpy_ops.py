@@ -15,10 +15,12 @@ from kernelforge_runtime.dtypes import F16, F32, QUANTIZED, DType, decode, encod
 from kernelforge_runtime.ops import numpy_recurrence, numpy_rosa
 from kernelforge_runtime.ops.numpy_quantized import QuantizedRows, Workers
 from kernelforge_runtime.ops.vocabulary import Activation, LazyRows, Part
-from kernelforge_runtime.quantize import matrix_format, table_format
+from kernelforge_runtime.quantize import matrix_format
+from kernelforge_runtime.weight_formats import WeightFormats
 
 Array = NDArray[Any]
 Kept = TypeVar("Kept", Array, QuantizedRows)
+ALL_F32 = WeightFormats(F32)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class StackedParts:
 class NumpyOps:
     """Computes each op at once, for one sequence.
 
-    Weights are rounded to `weights` and held in `dtype`, in which everything is computed:
+    Weights are rounded to `formats` and held in `dtype`, in which everything is computed:
     float32 to run, float64 as an oracle. Quantised matrices are held as they are, and their tables
     in float16.
 
@@ -48,12 +50,12 @@ class NumpyOps:
     def __init__(
         self,
         dtype: DTypeLike = np.float32,
-        weights: DType = F32,
+        formats: WeightFormats = ALL_F32,
         activations: DType = F32,
         threads: int | None = None,
     ) -> None:
         self.dtype: np.dtype[Any] = np.dtype(dtype)
-        self.weights, self.activations = weights, activations
+        self.formats, self.activations = formats, activations
         self.workers = Workers(threads)
         self.weight_bytes = 0
         self.state: Mapping[str, Array] = {}
@@ -72,7 +74,8 @@ class NumpyOps:
     def matrix(self, parts: Sequence[Part], min_rows: int = 0) -> StackedParts:
         """Keeps a stack of weights, rounded to the weight format."""
         rows, kept = 0, []
-        form = matrix_format(self.weights, max(p.weight.shape[1] for p in parts))
+        asked = self.formats.stack(part.layer for part in parts)
+        form = matrix_format(asked, max(p.weight.shape[1] for p in parts))
         for part in parts:
             weight: Array | QuantizedRows
             if form in QUANTIZED:
@@ -85,8 +88,8 @@ class NumpyOps:
 
     def table(self, name: str, rows: NDArray[np.float32]) -> Array:
         """Keeps an embedding table."""
-        form = table_format(self.weights)
-        if form == self.weights:
+        form = self.formats.table
+        if (self.formats.embedding or self.formats.usual) not in QUANTIZED:
             return self._kept(self._rounded(rows, form))
         return self._kept(encode(rows, form))
 

@@ -27,12 +27,24 @@ RESCALE_EVERY = 6
 """Blocks after which RWKV-4 to 6 halve a float16 residual stream, so that it never overflows."""
 
 
+class TensorName(str):
+    """A checkpoint's name of a tensor that knows the layer it belongs to; None of no layer."""
+
+    layer: int | None
+
+    def __new__(cls, name: str, layer: int | None = None) -> TensorName:
+        """The name, and the layer from 0."""
+        made = super().__new__(cls, name)
+        made.layer = layer
+        return made
+
+
 @dataclass(frozen=True)
 class Part:
     """One weight of a matrix that several weights are stacked into.
 
     Attributes:
-        name: the checkpoint's name, for messages.
+        name: the checkpoint's name, for messages; a TensorName says of which layer it is.
         weight: float32 [rows, k]; a row gives one output column.
         slot: which of the S stacked inputs it multiplies.
         column: the input column that its first k belongs to.
@@ -44,6 +56,11 @@ class Part:
     slot: int = 0
     column: int = 0
     activation: Activation = "none"
+
+    @property
+    def layer(self) -> int | None:
+        """The layer that it belongs to."""
+        return getattr(self.name, "layer", None)
 
     def without_weight(self) -> Part:
         """What is said of it, for whoever keeps the weight in another form."""

@@ -19,6 +19,7 @@ from kernelforge_runtime.ops.vulkan_fused import Fusions
 from kernelforge_runtime.ops.vulkan_norm_products import NormProducts
 from kernelforge_runtime.ops.vulkan_rosa import Rosa
 from kernelforge_runtime.vk import Buffer, Device
+from kernelforge_runtime.weight_formats import WeightFormats
 
 
 class VulkanOps(NormProducts, Fusions, Rosa):
@@ -29,9 +30,9 @@ class VulkanOps(NormProducts, Fusions, Rosa):
     """
 
     def __init__(
-        self, device: Device, kernels: KernelSet, weights: DType, activations: DType = F32
+        self, device: Device, kernels: KernelSet, formats: WeightFormats, activations: DType = F32
     ) -> None:
-        super().__init__(device, kernels, weights, activations)
+        super().__init__(device, kernels, formats, activations)
         self._routes = {}
         self.host_tables_kept: list[HostRows] = []
 

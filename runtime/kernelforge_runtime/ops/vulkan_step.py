@@ -19,6 +19,7 @@ from kernelforge_runtime.ops.device_state import DeviceState
 from kernelforge_runtime.ops.device_weights import DeviceVector, DeviceWeights, part_of
 from kernelforge_runtime.ops.weight_layout import choose_layouts
 from kernelforge_runtime.vk import Buffer, BufferSlice, Device
+from kernelforge_runtime.weight_formats import WeightFormats
 
 Tensor = Temporary | DeviceVector
 """What an op takes: made inside the step, or by the host for it."""
@@ -83,16 +84,15 @@ class StepWriter:
     """
 
     def __init__(
-        self, device: Device, kernels: KernelSet, weights: DType, activations: DType = F32
+        self, device: Device, kernels: KernelSet, formats: WeightFormats, activations: DType = F32
     ) -> None:
-        self.device, self.kernels, self.weights = device, kernels, weights
-        self.activations = activations
+        self.device, self.kernels, self.activations = device, kernels, activations
 
         @cache
         def layouts_of(form: DType, rows: int, k: int) -> Layouts:
             return choose_layouts(kernels, form, rows, k, activations)
 
-        self.store = DeviceWeights(device, weights, layouts_of)
+        self.store = DeviceWeights(device, formats, layouts_of)
         self.state: dict[str, DeviceState] = {}
         self._builder = PlanBuilder(kernels)
         self._size = StepSize(1, 1, True)
