@@ -150,6 +150,8 @@ def _show(bundle: Bundle, output: Output) -> None:
     entries = bundle.manifest.entries
     problems = len({(e.family, e.precision, e.problem) for e in entries})
     output.text(f"kernels  {len(entries)} for {problems} problems, {len(_modules(bundle))} modules")
+    if beaten := sum(entry.beaten for entry in entries):
+        output.text(f"beaten   {beaten} of these: others are faster, only their figures are kept")
     output.text()
     output.table(HEADERS, [_row(entry) for entry in entries])
     for line in crossovers(bundle):
@@ -169,7 +171,7 @@ def _row(entry: Entry) -> list[str]:
 
 
 def _modules(bundle: Bundle) -> set[str]:
-    return {entry.module_sha256 for entry in bundle.manifest.entries}
+    return {entry.module_sha256 for entry in bundle.manifest.entries if not entry.beaten}
 
 
 def _document(bundle: Bundle) -> dict[str, Any]:
@@ -184,7 +186,7 @@ def _document(bundle: Bundle) -> dict[str, Any]:
             {"family": e.family, "precision": e.precision, "problem": str(e.problem),
              "variant": e.variant, "median_ns": e.median_ns, "default_ns": e.default_ns,
              "trials": e.trials, "module_sha256": e.module_sha256,
-             "layouts": dict(e.signature.layouts)}
+             "layouts": dict(e.signature.layouts), "beaten": e.beaten}
             for e in bundle.manifest.entries
         ],
     }  # fmt: skip

@@ -24,6 +24,7 @@ from kernelforge import __version__
 from kernelforge.compile import find_compiler
 from kernelforge.compile.glslang import FLAGS
 from kernelforge.errors import CompileError, PackError
+from kernelforge.pack.beaten import with_beaten
 from kernelforge.pack.winners import Winner
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.bundle import (
@@ -102,9 +103,12 @@ def pack(
                 }
                 old = _merge(root / slug, fingerprint, toolchain, hashes, entries, modules)
                 limits, fingerprint = limits or old[0], old[1]
-            manifest = Manifest(fingerprint, toolchain, tuple(entries.values()), limits)
+            told = Manifest(fingerprint, toolchain, tuple(entries.values()), limits)
+            manifest = replace(told, entries=with_beaten(told))
             text = manifest.to_bytes()
-            kernels = write_container(hashlib.sha256(text).hexdigest(), modules)
+            kept = {e.module_sha256: modules[e.module_sha256] for e in manifest.entries
+                    if not e.beaten}  # fmt: skip
+            kernels = write_container(hashlib.sha256(text).hexdigest(), kept)
             _replace(root, slug, {MANIFEST_FILE: text, KERNELS_FILE: kernels})
     except OSError as error:
         what = error.strerror or str(error)
@@ -184,7 +188,8 @@ def _merge(
             _log.info("%s on %s: template has changed; not kept", entry.variant, entry.problem)
         elif entry.key not in entries:
             entries[entry.key] = entry
-            modules[entry.module_sha256] = bundle.module(entry).spirv
+            if not entry.beaten:
+                modules[entry.module_sha256] = bundle.module(entry).spirv
             kept += 1
     if kept and fingerprint.processor and not old.device.processor:
         _log.warning("%s: keeps kernels that were tuned on a processor not known", folder)

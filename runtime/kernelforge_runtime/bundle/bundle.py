@@ -44,7 +44,8 @@ class Bundle:
     Attributes:
         path: the folder it was read from; for messages only.
         sha256: of the manifest's bytes; as modules are named by hash, of the whole bundle.
-        entries: what the device can run, ascending by (family, precision, problem, layouts).
+        entries: what the device can run, ascending by (family, precision, problem, layouts);
+            without those that are beaten.
         skipped: what it cannot run, each with the reason.
         match: how the bundle's device relates to the one it was opened for; None without one.
     """
@@ -62,15 +63,17 @@ class Bundle:
         default_factory=dict, repr=False
     )
 
+    _beaten: dict[tuple[str, str, Layouts], dict[Problem, list[Entry]]] = field(
+        default_factory=dict, repr=False
+    )
+
     def __post_init__(self) -> None:
-        self._keep(self.manifest.entries)
+        self._keep(entry for entry in self.manifest.entries if not entry.beaten)
+        self._beaten = _indexed(entry for entry in self.manifest.entries if entry.beaten)
 
     def _keep(self, entries: Iterable[Entry]) -> None:
         self.entries = tuple(entries)
-        self._index = {}
-        for entry in self.entries:
-            key = (entry.family, entry.precision, entry.signature.layouts)
-            self._index.setdefault(key, {}).setdefault(entry.problem, []).append(entry)
+        self._index = _indexed(self.entries)
 
     @property
     def slug(self) -> str:
@@ -97,6 +100,17 @@ class Bundle:
         found = {}
         for problem, entries in self._index.get((family, precision, layouts), {}).items():
             able = [e for e in entries if serving is None or e.signature.serves(serving)]
+            if able:
+                found[problem] = min(able, key=lambda e: e.median_ns)
+        return found
+
+    def beaten(
+        self, family: str, precision: str, layouts: Layouts, serving: Problem
+    ) -> Mapping[Problem, Entry]:
+        """As `problems`: what was measured, and never taken, so that its modules are not here."""
+        found = {}
+        for problem, entries in self._beaten.get((family, precision, layouts), {}).items():
+            able = [e for e in entries if e.signature.serves(serving)]
             if able:
                 found[problem] = min(able, key=lambda e: e.median_ns)
         return found
@@ -146,6 +160,8 @@ class Bundle:
         self.match = self.manifest.device.match(device)
         kept, skipped = [], []
         for entry in self.manifest.entries:
+            if entry.beaten:
+                continue
             reason = why_not(entry.signature, device)
             if reason is None and self.match not in _RAN_BEFORE:
                 reason = self._refusal(entry)
@@ -181,6 +197,16 @@ class Bundle:
         return [reasons[family] for family in sorted(reasons)]
 
 
+def _indexed(
+    entries: Iterable[Entry],
+) -> dict[tuple[str, str, Layouts], dict[Problem, list[Entry]]]:
+    index: dict[tuple[str, str, Layouts], dict[Problem, list[Entry]]] = {}
+    for entry in entries:
+        key = (entry.family, entry.precision, entry.signature.layouts)
+        index.setdefault(key, {}).setdefault(entry.problem, []).append(entry)
+    return index
+
+
 def open_bundle(path: str | os.PathLike[str], device: DeviceInfo | None = None) -> Bundle:
     """Opens the bundle in a folder and checks it.
 
@@ -208,7 +234,7 @@ def open_bundle(path: str | os.PathLike[str], device: DeviceInfo | None = None) 
         _compare(stated, digest)
         manifest = Manifest.parse(text)
     with _naming(folder, KERNELS_FILE):
-        wanted = {entry.module_sha256 for entry in manifest.entries}
+        wanted = {entry.module_sha256 for entry in manifest.entries if not entry.beaten}
         for name in sorted(wanted ^ modules.keys()):
             found = "is not there" if name in wanted else "belongs to no entry"
             raise BundleError(f"module {name[:12]} {found}")

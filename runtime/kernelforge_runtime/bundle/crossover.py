@@ -107,6 +107,7 @@ def fastest(
 
     A rival is compared with the first family where both were measured on the same problem: on this
     one, else on the nearest. The first bundle with such a pair decides, as it does for kernels.
+    One that was beaten there is not taken, whatever its figures.
 
     Args:
         bundles: best first.
@@ -121,10 +122,14 @@ def fastest(
         gains = {}
         for rival in rivals:
             others = _measured(bundle, rival, precision, problem, layouts)
-            both = [p for p in known if p in others and math.isfinite(problem.distance(p))]
+            lost = bundle.beaten(rival, precision, layouts, problem)
+            both = [
+                p for p in known
+                if (p in others or p in lost) and math.isfinite(problem.distance(p))
+            ]  # fmt: skip
             nearest = min(both, key=problem.distance, default=None)
             if nearest is not None:
-                gains[rival] = known[nearest] / others[nearest]
+                gains[rival] = known[nearest] / others.get(nearest, math.inf)
         if gains:
             best = max(gains, key=lambda rival: gains[rival])
             return best if gains[best] > 1.0 else usual

@@ -2,17 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Layouts
-from kernelforge_runtime.bundle.crossover import rounding_rivals
+from kernelforge_runtime.bundle.crossover import RIVALS, rounding_rivals
 from kernelforge_runtime.bundle.select import KernelSet, Match, Selection
 
 Wanted = tuple[str, str, Problem]
 """A kernel that is asked for: family, precision, problem."""
 LaidOut = tuple[str, str, Problem, Layouts]
 """The same, for operands that lie in memory so."""
+
+
+class Fused(NamedTuple):
+    """A family that does in one dispatch what others do in several.
+
+    Attributes:
+        parts: those that it stands for, by its precision, problem and layouts, and the bits of the
+            model's activations.
+        unmeasured: whether it is taken where nothing was measured.
+    """
+
+    parts: Callable[[str, Problem, Layouts, int], list[LaidOut]]
+    unmeasured: bool
+
+
+def _of(problem: Problem, dims: str) -> Problem:
+    return Problem(**{name: problem[name] for name in dims})
+
+
+def _mix_parts(precision: str, problem: Problem, layouts: Layouts, bits: int) -> list[LaidOut]:
+    return [
+        ("rwkv7_gates", precision, _of(problem, "THNP"), ()),
+        ("wkv7", precision, _of(problem, "THNB"), ()),
+        ("rwkv7_readout", precision, _of(problem, "THN"), ()),
+    ]
+
+
+def _norm_parts(precision: str, problem: Problem, layouts: Layouts, bits: int) -> list[LaidOut]:
+    shift = Problem(T=problem["T"], C=problem["K"], S=problem["S"], X=bits)
+    return [
+        ("norm_shift", "f32", shift, ()),
+        ("gemv", precision, Problem(**{**problem, "X": bits}), layouts),
+    ]
+
+
+FUSED: dict[str, Fused] = {
+    "rwkv7_mix": Fused(_mix_parts, unmeasured=True),
+    # Unmeasured, it may well be slower: its workgroups repeat the norm, each for a few rows.
+    "norm_gemv": Fused(_norm_parts, unmeasured=False),
+}
+"""By the family's name."""
+
+
+def needs_figures(family: str) -> bool:
+    """Whether a family is only ever taken where it was measured to be faster than others."""
+    rivals = (rival for several in RIVALS.values() for rival in several)
+    if any(rival.family == family and not rival.rounds for rival in rivals):
+        return True
+    return family in FUSED and not FUSED[family].unmeasured
 
 
 def takes_fused(
@@ -35,7 +85,7 @@ def takes_fused(
     Raises:
         BundleError: no bundle has the fused kernel, and not all of the parts either.
     """
-    whole = kernels.find(*fused)
+    whole = None if kernels.is_beaten(*fused) else kernels.find(*fused)
     if whole is None:
         return False
     found = [kernels.find(*part) for part in parts]

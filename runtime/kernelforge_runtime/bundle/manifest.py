@@ -86,6 +86,7 @@ class Entry:
         template_sha256: of the template it was made from: tells a stale entry.
         glsl_sha256: of the rendered GLSL.
         default_ns: time of the family's default variant on the same problem.
+        beaten: others do this problem in its place: kept for its figures, without its module.
     """
 
     family: str
@@ -101,6 +102,7 @@ class Entry:
     trials: int
     default_ns: int
     verified: Verified
+    beaten: bool = False
 
     @property
     def key(self) -> tuple[str, str, tuple[tuple[str, int], ...], Layouts, bool]:
@@ -115,6 +117,7 @@ class Entry:
     def to_json(self) -> dict[str, Any]:
         """Form kept in manifests."""
         return {
+            **({"beaten": True} if self.beaten else {}),
             "default_ns": self.default_ns,
             "family": self.family,
             "glsl_sha256": self.glsl_sha256,
@@ -137,7 +140,10 @@ class Entry:
     @classmethod
     def from_json(cls, data: Any) -> Entry:
         """Reads what `to_json` wrote; a wrong form raises BundleError."""
-        record(data, _ENTRY_KEYS)
+        beaten = isinstance(data, dict) and "beaten" in data
+        record(data, (*_ENTRY_KEYS, "beaten") if beaten else _ENTRY_KEYS)
+        if beaten and data["beaten"] is not True:
+            raise BundleError(f"beaten: expected true or nothing, found {show(data['beaten'])}")
         family = matching(data["family"], "family", FAMILY)
         precision = matching(data["precision"], "precision", FAMILY)
         variant = matching(data["variant"], "variant", VARIANT, 512)
@@ -170,6 +176,7 @@ class Entry:
                 max_abs_error=real(verified["max_abs_error"], "max_abs_error"),
                 tolerance=real(verified["tolerance"], "tolerance"),
             ),
+            beaten=beaten,
         )
 
 

@@ -233,6 +233,19 @@ class KernelSet:
         except BundleError:
             return None
 
+    def is_beaten(
+        self, family: str, precision: str, problem: Problem, layouts: Layouts = ()
+    ) -> bool:
+        """Whether the kernel that would be selected is not kept, because others are faster."""
+        for bundle in self.bundles:
+            kept = bundle.problems(family, precision, layouts, problem)
+            lost = bundle.beaten(family, precision, layouts, problem)
+            near = [p for p in {**kept, **lost} if math.isfinite(problem.distance(p))]
+            if near:
+                first = min(near, key=lambda p: (problem.distance(p), tuple(sorted(p.items()))))
+                return first not in kept
+        return False
+
     def describe(self) -> str:
         """One line per bundle: where, how exact, how many kernels, how many cannot be run."""
         lines = [self.located.reason] if self.located else []

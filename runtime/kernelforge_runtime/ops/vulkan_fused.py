@@ -6,6 +6,7 @@ What no bundle has fused, and what was measured slower fused, is done by the sep
 from __future__ import annotations
 
 from kernelforge_runtime.abi.problem import Problem
+from kernelforge_runtime.bundle.fusion import FUSED
 from kernelforge_runtime.ops.builder import Temporary
 from kernelforge_runtime.ops.device_weights import DeviceVector
 from kernelforge_runtime.ops.vulkan_recurrence import Recurrences
@@ -29,18 +30,14 @@ class Fusions(Recurrences):
         """([T, C], v_first): one dispatch for few tokens of a sequence, three else."""
         gates, readout = params
         _, heads, size = gates.shape
-        sizes = {"T": self._tokens, "H": heads, "N": size}
         width, sequences = proj.shape[-1], self._size.sequences
-        problem = Problem(**sizes, P=width, B=sequences)
+        problem = Problem(T=self._tokens, H=heads, N=size, P=width, B=sequences)
+        fused = FUSED["rwkv7_mix"]
         few = self._size.single or self._tokens <= FEW_TOKENS
         if not few or not self._builder.fuses(
             ("rwkv7_mix", "f32", problem),
-            [
-                ("rwkv7_gates", "f32", Problem(**sizes, P=width)),
-                ("wkv7", "f32", Problem(**sizes, B=sequences)),
-                ("rwkv7_readout", "f32", Problem(**sizes)),
-            ],
-            otherwise=True,
+            fused.parts("f32", problem, (), self.activations.bits),
+            otherwise=fused.unmeasured,
         ):
             s, kept = self.rwkv7_gates(proj, lora, gates, v_first)
             y = self.wkv7(s, *state)

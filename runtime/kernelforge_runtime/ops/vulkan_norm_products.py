@@ -8,6 +8,7 @@ import numpy as np
 
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ROUTE_ROWS, route_code
+from kernelforge_runtime.bundle.fusion import FUSED
 from kernelforge_runtime.ops.builder import Operand, Temporary
 from kernelforge_runtime.ops.device_weights import DeviceMatrix, DeviceVector
 from kernelforge_runtime.ops.vulkan_products import FEW_TOKENS, Products
@@ -71,16 +72,12 @@ class NormProducts(Products):
         few = self._size.single and self._tokens <= FEW_TOKENS and self._gemv_counts_tokens
         if not (whole and few) or matrix.weight.nbytes > self.device.info.max_storage_buffer:
             return False
-        form, mixes, width = matrix.format.name, *mix.shape
-        bits = self.activations.bits
-        shift = Problem(T=self._tokens, C=width, S=mixes, X=bits)
-        product = Problem(M=matrix.rows, K=width, S=mixes, T=self._tokens, X=bits, Y=out_bits)
+        form, fused = matrix.format.name, FUSED["norm_gemv"]
         problem = self._norm_problem(x, mix, matrix, out_bits)
-        # Unmeasured, it may well be slower: its workgroups repeat the norm, each for a few rows.
         return self._builder.fuses(
             ("norm_gemv", form, problem, matrix.layouts),
-            [("norm_shift", "f32", shift), ("gemv", form, product, matrix.layouts)],
-            otherwise=False,
+            fused.parts(form, problem, matrix.layouts, self.activations.bits),
+            otherwise=fused.unmeasured,
         )
 
     def _norm_problem(
