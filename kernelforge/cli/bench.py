@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from kernelforge import __version__
 from kernelforge.cli import options
 from kernelforge.cli.bench_peers import (
+    Absent,
     PeerSubject,
     check_names,
     matmul_limits,
@@ -71,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=(),
         metavar="NAME,..",
-        help="other engines that take turns with ours: rwkv, web-rwkv; torch: its matrix products, "
-        "for the report (packages: pip install 'kernelforge[peers]')",
+        help="other engines that take turns with ours: rwkv, web-rwkv, llama.cpp; torch: its "
+        "matrix products, for the report (packages: pip install 'kernelforge[peers]')",
     )
     parser.add_argument(
         "--peer-python",
@@ -115,17 +116,18 @@ def run(args: argparse.Namespace) -> int:
     if wrong := check_names(args.peer):
         raise UsageError(wrong)
     output = Output(args)
+    absent = Absent(output)
     path = options.model_file(args, output.note)
     _check(path, args.weights, args.quant)
     if args.device == CPU:
-        records, ceilings = _run_reference(args, path, output), None
+        records, ceilings = _run_reference(args, path, absent), None
     else:
-        records, ceilings = _run_device(args, path, output)
+        records, ceilings = _run_device(args, path, absent)
     if args.csv:
         print_csv(records)
     else:
         print_tables(output, records)
-    output.document(document(records, ceilings))
+    output.document(document(records, ceilings, absent.reasons))
     return 0
 
 
@@ -171,7 +173,7 @@ class _Run:
         return cls(path, now, tuple(tests), args.reps)
 
 
-def _run_reference(args: argparse.Namespace, path: Path, output: Output) -> list[BenchRecord]:
+def _run_reference(args: argparse.Namespace, path: Path, absent: Absent) -> list[BenchRecord]:
     """By NumPy: for the sake of comparison, and where there is no Vulkan."""
     from kernelforge.cli.model_bench import Subject
     from kernelforge_runtime.models import load_reference
@@ -179,7 +181,7 @@ def _run_reference(args: argparse.Namespace, path: Path, output: Output) -> list
     setting = _Run.of(args, path)
     records: list[BenchRecord] = []
     known = {"device": "numpy", "device_name": "NumPy", "device_type": CPU, "driver": ""}
-    with ProgressBar(output, "bench") as bar, _peers(args, path, output) as peers:
+    with ProgressBar(absent.output, "bench") as bar, _peers(args, path, absent) as peers:
         for weights in args.weights:
             with load_reference(
                 path,
@@ -190,17 +192,18 @@ def _run_reference(args: argparse.Namespace, path: Path, output: Output) -> list
             ) as model:
                 note = _format(model.formats.name, args.activations)
                 subjects = [Subject("numpy", model)]
-                peers = working_peers(model, note, peers, output)
+                peers = working_peers(model, note, peers, absent)
                 facts = [known, *(peer_facts(peer, known) for peer in peers)]
                 records += _measure(setting, model, [*subjects, *peers], note, facts, bar)
     return records
 
 
 def _run_device(
-    args: argparse.Namespace, path: Path, output: Output
+    args: argparse.Namespace, path: Path, absent: Absent
 ) -> tuple[list[BenchRecord], Ceilings | None]:
     from kernelforge_runtime.vk import open_device
 
+    output = absent.output
     setting = _Run.of(args, path)
     records: list[BenchRecord] = []
     with open_device(args.device) as device:
@@ -213,14 +216,14 @@ def _run_device(
             options.journal_folder(args.journal, device.info.slug), "--journal"
         )
         ceilings = _ceilings(device, output)
-        matmul = matmul_limits(args.peer, args.peer_python, output)
-        with ProgressBar(output, "bench") as bar, _peers(args, path, output) as peers:
+        matmul = matmul_limits(args.peer, args.peer_python, absent)
+        with ProgressBar(output, "bench") as bar, _peers(args, path, absent) as peers:
             for weights in args.weights:
                 how = weights, args.activations, args.quant
                 with _loaded(path, device, kernels, *how) as subjects:
                     model = subjects[0].model
                     note = _format(model.formats.name, args.activations)
-                    peers = working_peers(model, note, peers, output)
+                    peers = working_peers(model, note, peers, absent)
                     known = [_device_facts(device, s, ceilings) for s in subjects]
                     known += [peer_facts(peer, known[0]) for peer in peers]
                     found = _measure(setting, model, [*subjects, *peers], note, known, bar)
@@ -236,14 +239,14 @@ def _run_device(
 
 
 @contextlib.contextmanager
-def _peers(args: argparse.Namespace, path: Path, output: Output) -> Iterator[list[PeerSubject]]:
+def _peers(args: argparse.Namespace, path: Path, absent: Absent) -> Iterator[list[PeerSubject]]:
     from kernelforge.resources import cache_dir
 
     if not args.peer:
         yield []
         return
     cache = cache_dir() / "models"
-    with opened_peers(args.peer, path, cache, args.peer_python, output) as peers:
+    with opened_peers(args.peer, path, cache, args.peer_python, absent) as peers:
         yield peers
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from kernelforge.cli.output import Output
 from kernelforge.errors import PeerError
 from kernelforge.peers import ENGINES, PeerModel, RunningPeer, measure_matmul, open_peer
+from kernelforge_runtime.errors import KernelForgeError
 from kernelforge_runtime.models import Model, Reference, recognise
 from kernelforge_runtime.weights import open_checkpoint
 
@@ -22,6 +23,28 @@ WARM_TOKENS = 4
 _SEED = 2
 _COMPARED = 6
 """Tokens after which logits are compared."""
+FURTHEST = {"q8": 0.3, "nf4": 1.0}
+FURTHEST_OF_FLOATS = 0.1
+"""Distance of logits, relative to their length, at which a peer does not run the same model.
+Half precision moves them by less than 0.01; our quantised weights move ours further."""
+
+
+class Absent:
+    """Peers that are left out: each is said at once, and listed in the document.
+
+    Attributes:
+        output: where it is said.
+        reasons: by the peer's name.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self.reasons: dict[str, str] = {}
+
+    def add(self, name: str, reason: object) -> None:
+        """Leaves a peer out."""
+        self.reasons[name] = str(reason)
+        self.output.note(f"peer {name} is left out: {reason}")
 
 
 class PeerSubject:
@@ -75,7 +98,7 @@ def check_names(names: Sequence[str]) -> str | None:
 
 
 def matmul_limits(
-    names: Sequence[str], python: str | None, output: Output
+    names: Sequence[str], python: str | None, absent: Absent
 ) -> dict[str, Any] | None:
     """What torch's products reach, where it was asked for and is there."""
     if TORCH not in names:
@@ -83,10 +106,10 @@ def matmul_limits(
     try:
         limits = measure_matmul(python=python)
     except PeerError as error:
-        output.note(f"peer {TORCH} is left out: {error}")
+        absent.add(TORCH, error)
         return None
     found = ", ".join(f"{speed:.0f} GFLOP/s in {name}" for name, speed in limits.gflops.items())
-    output.note(f"{limits.label}: {limits.size} x {limits.size} matrices, {found}")
+    absent.output.note(f"{limits.label}: {limits.size} x {limits.size} matrices, {found}")
     return limits.to_json()
 
 
@@ -96,7 +119,7 @@ def opened_peers(
     model: Path,
     cache: Path,
     python: str | None,
-    output: Output,
+    absent: Absent,
 ) -> Iterator[list[PeerSubject]]:
     """Every peer that can be run; one that cannot be is named with its reason, and left out."""
     with open_checkpoint(model) as checkpoint:
@@ -108,11 +131,11 @@ def opened_peers(
         for name in (name for name in names if name != TORCH):
             try:
                 engine = stack.enter_context(open_peer(name, subject, folder, cache, python))
-            except PeerError as error:
-                output.note(f"peer {name} is left out: {error}")
+            except KernelForgeError as error:
+                absent.add(name, error)
                 continue
             if not engine.same_model:
-                output.note(
+                absent.output.note(
                     f"peer {name} does not know this version: it runs {engine.model}, "
                     "random weights of the same sizes, and its logits are not compared"
                 )
@@ -121,26 +144,40 @@ def opened_peers(
 
 
 def working_peers(
-    model: Model | Reference, weights: str, peers: Sequence[PeerSubject], output: Output
+    model: Model | Reference, weights: str, peers: Sequence[PeerSubject], absent: Absent
 ) -> list[PeerSubject]:
-    """Those that answer, after saying how far each one's logits are from ours."""
+    """Those that answer and run the same model, after saying how far their logits are from ours."""
     found = []
     for peer in peers:
         try:
             if peer.engine.same_model:
-                output.note(_compared(model, weights, peer))
+                absent.output.note(_compared(model, weights, peer))
             peer.warm("tg", WARM_TOKENS)
         except PeerError as error:
-            output.note(f"peer {peer.engine.name} is left out: {error}")
+            absent.add(peer.engine.name, error)
         else:
             found.append(peer)
     return found
 
 
 def _compared(model: Model | Reference, weights: str, peer: PeerSubject) -> str:
+    """What there is to say of two engines' logits.
+
+    Raises:
+        PeerError: they are not of one model.
+    """
     tokens = peer.tokens[:_COMPARED]
     ours, _ = model.forward(tokens)
     theirs = peer.engine.logits(tokens)[: len(ours)]
+    if len(theirs) < len(ours) or not np.isfinite(theirs).all():
+        raise PeerError(f"{np.isfinite(theirs).sum()} of {len(ours)} logits are numbers")
+    apart = float(np.linalg.norm(ours - theirs))
+    limit = FURTHEST.get(weights.split("/")[0], FURTHEST_OF_FLOATS)
+    if apart > limit * max(float(np.linalg.norm(ours)), float(np.linalg.norm(theirs))):
+        raise PeerError(
+            f"its logits are at most {np.abs(ours - theirs).max():.2g} from ours, "
+            f"which are up to {np.abs(ours).max():.3g}: it does not run the same model"
+        )
     same = "the same" if int(np.argmax(ours)) == int(np.argmax(theirs)) else "another"
     return (
         f"logits after {len(tokens)} tokens, ours in {weights} and {peer.name} in "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kernelforge.cli.output import Output
@@ -77,8 +77,10 @@ def print_csv(records: Sequence[BenchRecord]) -> None:
         writer.writerow([*data.values(), *rounded])
 
 
-def document(records: Sequence[BenchRecord], ceilings: Ceilings | None) -> dict[str, Any]:
-    """Everything, for `--json`."""
+def document(
+    records: Sequence[BenchRecord], ceilings: Ceilings | None, absent: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything, for `--json`; `absent`: why peers were left out, by their names."""
     return {
         "ceilings": ceilings.to_json() if ceilings else None,
         "results": [
@@ -106,6 +108,7 @@ def document(records: Sequence[BenchRecord], ceilings: Ceilings | None) -> dict[
             }
             for first, second, ratio in find_ratios(records)
         ],
+        "peers_left_out": [{"peer": name, "reason": why} for name, why in absent.items()],
     }
 
 

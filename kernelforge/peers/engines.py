@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kernelforge.convert import convert_checkpoint
 from kernelforge.convert.random_model import random_model
 from kernelforge.errors import PeerError
+from kernelforge.peers.llama_cpp_file import write_llama_cpp
 from kernelforge.peers.process import PeerProcess
 from kernelforge.peers.web_rwkv_file import write_web_rwkv
 from kernelforge_runtime.weights import open_checkpoint
@@ -34,6 +35,7 @@ class Peer:
         versions: of models that it runs.
         substitute: the version run in place of one that it does not know, with random weights of
             the same sizes; "" where there is none.
+        suffix: of the file that `write` makes.
     """
 
     worker: str
@@ -41,11 +43,17 @@ class Peer:
     write: Callable[[Path, Path], None]
     versions: frozenset[str]
     substitute: str = ""
+    suffix: str = ".safetensors"
 
 
 def _web_rwkv(source: Path, target: Path) -> None:
     with open_checkpoint(source) as checkpoint:
         write_web_rwkv(checkpoint, target)
+
+
+def _llama_cpp(source: Path, target: Path) -> None:
+    with open_checkpoint(source) as checkpoint:
+        write_llama_cpp(checkpoint, target)
 
 
 def _official(source: Path, target: Path) -> None:
@@ -56,6 +64,7 @@ OLDER = frozenset({"rwkv4", "rwkv5", "rwkv6"})
 ENGINES = {
     "rwkv": Peer("official", "f32", _official, OLDER | {"rwkv7"}),
     "web-rwkv": Peer("web_rwkv", "f16", _web_rwkv, OLDER, substitute="v6"),
+    "llama.cpp": Peer("llama", "f16", _llama_cpp, frozenset({"rwkv6", "rwkv7"}), suffix=".gguf"),
 }
 """By the names that `--peer` takes."""
 
@@ -140,7 +149,7 @@ def open_peer(
     needed = 3 * source.stat().st_size
     if shutil.disk_usage(folder).free < needed:
         raise PeerError(f"its copy of the weights needs {needed / 1e9:.1f} GB in {folder}")
-    target = folder / f"{name}.safetensors"
+    target = folder / f"{name}{peer.suffix}"
     peer.write(source, target)
     process = PeerProcess(peer.worker, folder, python)
     try:

@@ -25,6 +25,7 @@ MAY_NAME_VERSIONS = {
     "kernelforge/cli/options.py": "the help of --shape lists sizes",
     "kernelforge/convert/recipes.py": "a random model has the tensors of some version",
     "kernelforge/peers/engines.py": "which versions another engine knows",
+    "kernelforge/peers/llama_cpp_file.py": "what another engine calls the versions",
     "kernelforge/convert/shapes.py": "names of sizes, such as v7-0.1b",
 }
 """Other files, and why they may."""

@@ -1,14 +1,24 @@
 """Other engines beside ours: their processes, files, and what is said when one fails."""
 
+import argparse
 import json
 import textwrap
 
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
-from kernelforge.cli.bench_peers import TORCH, matmul_limits
+from kernelforge.cli.bench_peers import (
+    TORCH,
+    Absent,
+    PeerSubject,
+    matmul_limits,
+    opened_peers,
+    working_peers,
+)
 from kernelforge.cli.bench_tables import find_ratios
+from kernelforge.cli.output import Output
 from kernelforge.convert.random_model import random_model
 from kernelforge.errors import PeerError
 from kernelforge.peers import ENGINES, PeerModel, PeerProcess, open_peer
@@ -18,6 +28,7 @@ from kernelforge.report.bench_journal import BenchRecord, append_bench, read_ben
 from kernelforge.report.comparisons import MatmulLimits, peer_rows, product_rows
 from kernelforge.report.kernels import KernelRow
 from kernelforge_runtime.weights import open_checkpoint
+from tests.models.checkpoints import random_rwkv7
 from tests.toolkit.cli_process import DEVICE, kernelforge, tiny_model, workplace
 
 FAKE = """
@@ -139,24 +150,81 @@ def test_web_rwkv_gets_every_tensor_under_its_name_in_halves(tmp_path) -> None:
             assert written.get_tensor(att + "time_decay").shape == (64,)
 
 
+class Ours:
+    """A model whose logits are these."""
+
+    def forward(self, tokens):
+        return np.array([1.0, 2.0, 3.0], np.float32), None
+
+
+class Theirs:
+    """A running peer whose logits are its own."""
+
+    name, label, weights, vocab, same_model = "other", "other 1", "f16", 3, True
+
+    def __init__(self, logits) -> None:
+        self.found = np.array(logits, np.float32)
+
+    def logits(self, tokens):
+        return self.found
+
+    def decode_s(self, tokens):
+        return 1.0
+
+
+def compared(logits, weights):
+    """(peers that work, reasons why the others do not) of one with these logits."""
+    absent = Absent(Output(argparse.Namespace(json=True, quiet=True)))
+    peers = [PeerSubject(Theirs(logits))]
+    return working_peers(Ours(), weights, peers, absent), absent.reasons
+
+
+def test_a_peer_is_timed_only_where_its_logits_are_ours() -> None:
+    found, absent = compared([1.0, 2.01, 3.0], "f16")
+    assert len(found) == 1 and not absent
+    found, absent = compared([3.0, 2.0, 1.0], "f16/f16")
+    assert not found
+    assert "its logits are at most 2 from ours" in absent["other"]
+    found, absent = compared([1.5, 2.0, 2.5], "nf4")  # quantised: further is to be expected
+    assert len(found) == 1 and not absent
+    for broken in ([1.0, 2.0, np.nan], [1.0, 2.0]):
+        found, absent = compared(broken, "f32")
+        assert not found
+        assert "2 of 3 logits are numbers" in absent["other"]
+
+
+def test_a_model_that_cannot_be_written_for_a_peer_leaves_it_out(tmp_path) -> None:
+    path = random_rwkv7(tmp_path / "model.safetensors", layers=1, width=64)
+    save_file(load_file(path), path, {"group_norm_eps": "1e-5"})
+    absent = Absent(Output(argparse.Namespace(json=True, quiet=True)))
+    with opened_peers(["llama.cpp"], path, tmp_path, "/nowhere/python", absent) as peers:
+        assert peers == []
+    assert "group norms" in absent.reasons["llama.cpp"]
+
+
 @pytest.mark.vulkan
 @pytest.mark.glslang
 def test_a_bench_leaves_out_a_peer_that_is_not_there_and_says_why() -> None:
     place = workplace()
     done = kernelforge(
         "bench", place.model, "--device", DEVICE, "--pp", "0", "--tg", "2", "--reps", "1",
-        "--peer", "web-rwkv,torch", "--peer-python", "/nowhere/python", "--json", **place.env,
+        "--peer", "web-rwkv,llama.cpp,torch", "--peer-python", "/nowhere/python", "--json",
+        **place.env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "peer web-rwkv is left out: /nowhere/python: cannot be started" in done.stderr
     assert "peer torch is left out: /nowhere/python: cannot be started" in done.stderr
-    assert len(json.loads(done.stdout)["results"]) == 1
+    found = json.loads(done.stdout)
+    assert len(found["results"]) == 1
+    absent = {one["peer"]: one["reason"] for one in found["peers_left_out"]}
+    assert set(absent) == {"web-rwkv", "llama.cpp", "torch"}
+    assert set(absent.values()) == {"/nowhere/python: cannot be started: No such file or directory"}
 
 
 def test_an_unknown_peer_is_refused_before_anything_is_done() -> None:
     done = kernelforge("bench", "x.pth", "--peer", "other")
     assert done.returncode == 2
-    assert "--peer other: there are rwkv, web-rwkv, torch" in done.stderr
+    assert "--peer other: there are rwkv, web-rwkv, llama.cpp, torch" in done.stderr
 
 
 def test_ratios_are_of_ours_against_each_peer_that_took_turns() -> None:
