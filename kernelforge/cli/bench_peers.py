@@ -172,7 +172,10 @@ def _compared(model: Model | Reference, weights: str, peer: PeerSubject) -> str:
     if len(theirs) < len(ours) or not np.isfinite(theirs).all():
         raise PeerError(f"{np.isfinite(theirs).sum()} of {len(ours)} logits are numbers")
     apart = float(np.linalg.norm(ours - theirs))
-    limit = FURTHEST.get(weights.split("/")[0], FURTHEST_OF_FLOATS)
+    # Layers may have formats of their own: the coarsest one named counts.
+    limit = max(
+        (far for name, far in FURTHEST.items() if name in weights), default=FURTHEST_OF_FLOATS
+    )
     if apart > limit * max(float(np.linalg.norm(ours)), float(np.linalg.norm(theirs))):
         raise PeerError(
             f"its logits are at most {np.abs(ours - theirs).max():.2g} from ours, "
