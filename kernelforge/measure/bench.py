@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -168,6 +168,10 @@ class Bench:
         result = self.measure_module(blank, module, incumbent_ns)
         self._programs.keep(module, result)
         return result
+
+    def recall(self, measured: Iterable[Measurement]) -> None:
+        """See `Programs.recall`."""
+        self._programs.recall(measured)
 
     def measure_again(self, params: Mapping[str, Any]) -> Measurement:
         """Times a variant anew, although it, or an equal program, was measured before."""

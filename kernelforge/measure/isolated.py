@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -159,6 +159,10 @@ class IsolatedBench:
         result = self._measure(blank, module, incumbent_ns)
         self._programs.keep(module, result)
         return result
+
+    def recall(self, measured: Iterable[Measurement]) -> None:
+        """See `Programs.recall`."""
+        self._programs.recall(measured)
 
     def measure_again(self, params: Mapping[str, Any]) -> Measurement:
         """Times a variant anew, although it, or an equal program, was measured before.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from kernelforge.family import KernelFamily
@@ -32,6 +32,9 @@ class Measurer(Protocol):
 
     def describe(self, params: Mapping[str, Any]) -> Measurement:
         """A measurement of this variant with nothing measured yet."""
+
+    def recall(self, measured: Iterable[Measurement]) -> None:
+        """Takes over what was measured elsewhere, so that equal programs are not measured again."""
 
     def measure(self, params: Mapping[str, Any], incumbent_ns: float | None = None) -> Measurement:
         """Compiles, verifies and times one variant."""

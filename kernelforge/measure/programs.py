@@ -5,7 +5,7 @@ Needs no device, only what is known of it; so it works beside one that is busy m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 from kernelforge.compile import compile_rendered, missing_extensions
 from kernelforge.errors import CompileError, RenderError, SpaceError
 from kernelforge.family import KernelFamily, misfits, misfits_at
-from kernelforge.measure.measurement import Measurement, Outcome
+from kernelforge.measure.measurement import LOSSES, Measurement, Outcome
 from kernelforge.render import render
+from kernelforge.variant import Variant
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.problem import Problem
@@ -24,6 +25,15 @@ from kernelforge_runtime.errors import SpirvError
 
 SAME = "same SPIR-V as"
 """How the note of a measurement begins that was taken over from an equal program."""
+
+_NOT_RECALLED = LOSSES | {Outcome.OUT_OF_MEMORY}
+
+
+def original(measurement: Measurement) -> str:
+    """The variant whose measurement this is: its own, or that of an equal program."""
+    if measurement.note.startswith(SAME):
+        return measurement.note.removeprefix(SAME).strip()
+    return measurement.variant
 
 
 class Programs:
@@ -88,7 +98,22 @@ class Programs:
         known = self._known.get((module.sha256, module.signature))
         if known is None or known.variant == blank.variant:
             return None
-        return replace(known, variant=blank.variant, note=f"{SAME} {known.variant}")
+        return replace(known, variant=blank.variant, note=f"{SAME} {original(known)}")
+
+    def recall(self, measured: Iterable[Measurement]) -> None:
+        """Takes over what other sessions and workers measured on this problem, device and driver.
+
+        Not what was lost or found no memory: that need not be the program's fault.
+        """
+        for measurement in measured:
+            if not measurement.spirv_sha256 or measurement.outcome in _NOT_RECALLED:
+                continue
+            try:
+                params = self._family.space.normalise(Variant.parse(measurement.variant).values)
+                signature = self._family.signature(self._precision, params)
+            except SpaceError:  # of another version of the family
+                continue
+            self._known.setdefault((measurement.spirv_sha256, signature), measurement)
 
     def keep(self, module: ShaderModule, result: Measurement) -> None:
         """Remembers what became of a program."""

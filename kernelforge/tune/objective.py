@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from kernelforge.errors import MeasureError, TuneError
 from kernelforge.measure.measurement import Measurement, Outcome
 from kernelforge.measure.measurer import Measurer
+from kernelforge.measure.programs import original
 from kernelforge.tune.journal import Journal
 from kernelforge.tune.sampler import ABANDONED
 from kernelforge.tune.sharing import alive, silent
@@ -61,7 +62,7 @@ def run_trial(
             measurement = bench.measure(trial.params, incumbent)
         measurement = replace(
             measurement,
-            corrected_ns=measurement.median_ns / slowdown,
+            corrected_ns=_corrected(study, measurement, slowdown),
             origin=(origins or {}).get(measurement.variant, "search"),
         )
         journal.append(measurement, _name(study, trial.number))
@@ -75,6 +76,16 @@ def run_trial(
         raise
     _tell(study, trial.number, measurement)
     return measurement
+
+
+def _corrected(study: Study, measurement: Measurement, slowdown: float) -> float:
+    """Without drift: what was taken over from an equal program was measured when that one was."""
+    name = original(measurement)
+    if name != measurement.variant:
+        for _, earlier in measured_trials(study.get_trials(deepcopy=False)):
+            if earlier.variant == name:
+                return earlier.time_ns
+    return measurement.median_ns / slowdown
 
 
 def _tell(study: Study, number: int, measurement: Measurement) -> None:

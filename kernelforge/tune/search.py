@@ -13,6 +13,7 @@ from optuna.trial import Trial
 
 from kernelforge.measure.measurement import Measurement, Outcome
 from kernelforge.measure.measurer import Measurer
+from kernelforge.measure.programs import original
 from kernelforge.tune.ahead import Ahead
 from kernelforge.tune.budget import Budget, Deadline
 from kernelforge.tune.drift import EVERY, Drift
@@ -62,6 +63,7 @@ class Search:
         self._journal, self._default, self._budget = journal, default, budget
         self._on_progress = on_progress
         self._default_name = bench.family.variant(bench.precision, default).name
+        self._recalled: set[int] = set()
         self.drift = Drift(study.user_attrs.get(REFERENCES, ()))
 
     def run(self) -> None:
@@ -84,6 +86,7 @@ class Search:
                 if trial is None:
                     return
                 ahead.want(self._next)
+                self._recall()
                 slowdown = self.drift.slowdown_at(trial.number)
                 last = run_trial(self._study, trial, bench, self._journal, slowdown, self._origins)
                 here += 1
@@ -105,6 +108,7 @@ class Search:
             trial, done = self._ask_layout(wanted)
             if trial is None:
                 return
+            self._recall()
             name = self._bench.family.variant(self._bench.precision, trial.params).name
             slowdown = self.drift.slowdown_at(trial.number)
             last = run_trial(
@@ -156,7 +160,15 @@ class Search:
     def corrected(self) -> list[Measurement]:
         """Every measurement of the study, with drift taken out by all references there are."""
         trials = measured_trials(self._study.get_trials(deepcopy=False))
-        return [self.drift.correct(measurement, number) for number, measurement in trials]
+        when = {m.variant: number for number, m in trials}
+        return [self.drift.correct(m, when.get(original(m), number)) for number, m in trials]
+
+    def _recall(self) -> None:
+        """Tells the bench what other sessions and workers have measured meanwhile."""
+        trials = self._study.get_trials(deepcopy=False)
+        fresh = [t for t in trials if t.number not in self._recalled and t.state.is_finished()]
+        self._recalled.update(trial.number for trial in fresh)
+        self._bench.recall(m for _, m in measured_trials(fresh))
 
     def _next(self) -> list[dict[str, Any]]:
         trials = self._study.get_trials(deepcopy=False)

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -50,6 +50,9 @@ class Synthetic:
 
     def __init__(self, pause_s: float, rows: int) -> None:
         self.family, self._pause_s = family(rows), pause_s
+
+    def recall(self, measured: Iterable[Measurement]) -> None:
+        """Each of its programs is another one."""
 
     def measure(self, params: Mapping[str, Any], incumbent_ns: float | None = None) -> Measurement:
         time.sleep(self._pause_s)
