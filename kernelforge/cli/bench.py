@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         help="weight formats, separated by commas: f32, bf16, f16, q8, nf4 (default: f16)",
     )
-    options.add(parser, "quant", "activations", "threads")
+    options.add(parser, "quant", "lora", "activations", "threads")
     options.add(
         parser,
         "device",
@@ -115,10 +115,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--threads is of --device cpu")
     if wrong := check_names(args.peer):
         raise UsageError(wrong)
+    if args.peer and args.lora:
+        raise UsageError("--peer runs the model's own file: convert --lora writes one to compare")
     output = Output(args)
     absent = Absent(output)
     path = options.model_file(args, output.note)
-    _check(path, args.weights, args.quant)
+    _check(path, args.weights, args.quant, args.lora)
     if args.device == CPU:
         records, ceilings = _run_reference(args, path, absent), None
     else:
@@ -143,15 +145,15 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(size for size in found if size)
 
 
-def _check(path: Path, weights: Sequence[str], quant: str | None) -> None:
+def _check(path: Path, weights: Sequence[str], quant: str | None, adapters: Sequence[str]) -> None:
     """Finds out what is wrong before anything is measured."""
     from kernelforge_runtime.models import recognise
     from kernelforge_runtime.models.formats import formats_of, weight_format
-    from kernelforge_runtime.weights import open_checkpoint
+    from kernelforge_runtime.weights.adapters import open_model
 
     for name in weights:
         weight_format(name)
-    with open_checkpoint(path) as checkpoint:
+    with open_model(path, adapters) as checkpoint:
         config = recognise(checkpoint).read_config(checkpoint)
     for name in weights:
         formats_of(config, name, quant)
@@ -189,6 +191,7 @@ def _run_reference(args: argparse.Namespace, path: Path, absent: Absent) -> list
                 activations=args.activations,
                 threads=args.threads,
                 quant=args.quant,
+                adapters=args.lora,
             ) as model:
                 note = _format(model.formats.name, args.activations)
                 subjects = [Subject("numpy", model)]
@@ -219,7 +222,7 @@ def _run_device(
         matmul = matmul_limits(args.peer, args.peer_python, absent)
         with ProgressBar(output, "bench") as bar, _peers(args, path, absent) as peers:
             for weights in args.weights:
-                how = weights, args.activations, args.quant
+                how = weights, args.activations, args.quant, args.lora
                 with _loaded(path, device, kernels, *how) as subjects:
                     model = subjects[0].model
                     note = _format(model.formats.name, args.activations)
@@ -283,6 +286,7 @@ def _loaded(
     weights: str,
     activations: str,
     quant: str | None,
+    adapters: Sequence[str],
 ) -> Iterator[list[Subject]]:
     """The model once per bundle."""
     from kernelforge.cli.model_bench import Subject
@@ -293,7 +297,15 @@ def _loaded(
             Subject(
                 chosen.bundles[0].slug,
                 stack.enter_context(
-                    load_model(path, device, chosen, weights, activations, quant=quant)
+                    load_model(
+                        path,
+                        device,
+                        chosen,
+                        weights,
+                        activations,
+                        quant=quant,
+                        adapters=adapters,
+                    )
                 ),
             )
             for chosen in kernels

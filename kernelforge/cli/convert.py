@@ -1,4 +1,4 @@
-"""Turns a .pth or .safetensors model into .safetensors, rounding its weights if asked."""
+"""Turns a .pth or .safetensors model into .safetensors, rounding or merging if asked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import time
 from dataclasses import asdict
 
+from kernelforge.cli import options
 from kernelforge.cli.output import Output
 from kernelforge.convert import convert_checkpoint
 from kernelforge_runtime.dtypes import DTYPES
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="quantise the matrices that multiply (8.5 or 4.5 bits per weight); embeddings, "
         "low-rank factors and vectors are written as --dtype says",
     )
+    options.add(parser, "lora")
     parser.add_argument(
         "--rosa-bits",
         choices=("1", "4"),
@@ -64,12 +66,13 @@ def run(args: argparse.Namespace) -> int:
         with open_checkpoint(args.source) as checkpoint:
             matrices = Survey(checkpoint).quantisable(DTYPES[args.weights])
     made = convert_checkpoint(
-        args.source, args.destination, args.dtype, given, args.weights, matrices
+        args.source, args.destination, args.dtype, given, args.weights, matrices, args.lora
     )
     seconds = time.perf_counter() - started
     formats = [form for form in (args.weights, args.dtype) if form]
     output.text(
         f"{made.path}: {made.tensors} tensors, {made.nbytes / 1e6:.1f} MB, "
+        + (f"{made.merged} merged with adapters, " if args.lora else "")
         + (f"{made.cast} rounded to {' and '.join(formats)}, " if formats else "")
         + "".join(f"{name}={text}, " for name, text in given.items())
         + f"{seconds:.1f} s"

@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help=f"{options.LOADED_WEIGHTS}; several with commas are compared on --text",
     )
-    options.add(parser, "quant", "activations", "int8-dot", "int8-bound", "threads")
+    options.add(parser, "quant", "lora", "activations", "int8-dot", "int8-bound", "threads")
     parser.add_argument(
         "--tokenizer",
         metavar="T",
@@ -295,6 +295,7 @@ def _loader(
             activations=args.activations,
             threads=args.threads,
             quant=args.quant,
+            adapters=args.lora,
         )
         return
     if args.threads:
@@ -317,6 +318,7 @@ def _loader(
                 slots,
                 int8_dot=int8_dot,
                 quant=args.quant,
+                adapters=args.lora,
             )
 
         yield load

@@ -26,7 +26,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     options.add(parser, "device", help=_DEVICE)
     options.add(parser, "bundle")
     options.add(parser, "weights", default=None, help=options.LOADED_WEIGHTS)
-    options.add(parser, "quant", "activations", "int8-dot", "int8-bound", "threads")
+    options.add(parser, "quant", "lora", "activations", "int8-dot", "int8-bound", "threads")
     parser.add_argument(
         "--tokenizer",
         metavar="T",
@@ -57,6 +57,7 @@ def loaded(
             activations=args.activations,
             threads=args.threads,
             quant=args.quant,
+            adapters=args.lora,
         ) as reference:
             yield reference, None
         return
@@ -79,6 +80,7 @@ def loaded(
                 progress=lambda done, total, name: bar.show(done, total, f"loading {name}"),
                 int8_dot=int8_dot,
                 quant=args.quant,
+                adapters=args.lora,
             )
         with model:
             if model.int8 is not None and model.int8.products:  # else its log has said so

@@ -113,6 +113,13 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "how far int8 dot products may put the logits off, as a part of their spread "
         "(default: 0.05)",
     },
+    "lora": {
+        "metavar": "FILE[:ALPHA[:REGEX]]",
+        "action": "append",
+        "default": [],
+        "help": "merge a LoRA, PiSSA or DiSHA file into the weights; ALPHA is LoRA's, REGEX picks "
+        "tensors of the model; FILE::REGEX has no alpha; repeatable, added in order",
+    },
     "threads": {
         "metavar": "N",
         "type": positive,

@@ -7,7 +7,7 @@ of the new file, see `kernelforge_runtime.weights.packed`.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,8 @@ from kernelforge.convert.writer import TensorPlan, write_safetensors
 from kernelforge.errors import ConvertError
 from kernelforge_runtime.dtypes import DTYPES, QUANTIZED, decode, encode
 from kernelforge_runtime.quantize import K_MULTIPLE, Quantized, dequantize, quantize
-from kernelforge_runtime.weights import Checkpoint, open_checkpoint
+from kernelforge_runtime.weights import Checkpoint
+from kernelforge_runtime.weights.adapters import Adapter, open_model
 from kernelforge_runtime.weights.packed import METADATA_KEY, SCALE
 
 FORMATS: Final = ("f32", "f16", "bf16")
@@ -36,12 +37,14 @@ class Converted:
         tensors: how many it holds.
         nbytes: its size in bytes.
         cast: how many tensors changed their format.
+        merged: how many tensors adapters changed.
     """
 
     path: Path
     tensors: int
     nbytes: int
     cast: int
+    merged: int = 0
 
 
 def convert_checkpoint(
@@ -51,6 +54,7 @@ def convert_checkpoint(
     metadata: Mapping[str, str] | None = None,
     weights: str | None = None,
     matrices: Collection[str] = (),
+    adapters: Iterable[Adapter | str | os.PathLike[str]] = (),
 ) -> Converted:
     """Writes `source` as safetensors; the same source gives the same bytes.
 
@@ -67,6 +71,8 @@ def convert_checkpoint(
         weights: "q8" or "nf4" for `matrices`; None keeps a quantised source's as they are, unless
             `dtype` is given.
         matrices: names of what a model has as whole matrices; see `models.survey`.
+        adapters: LoRA, PiSSA and DiSHA files to merge, in this order; see `weights.adapters`. A
+            tensor is rounded from float64 to its format at once.
 
     Raises:
         ModelError: the source is not a model file, or a damaged one.
@@ -77,7 +83,7 @@ def convert_checkpoint(
         raise ConvertError(f"convert to {dtype!r}: known formats are {' '.join(FORMATS)}")
     if target.suffix not in (".safetensors", ".st"):
         raise ConvertError(f"{target}: only safetensors is written: end the name in .safetensors")
-    with open_checkpoint(source) as checkpoint:
+    with open_model(source, adapters) as checkpoint:
         wanted = {name: _wanted(checkpoint, name, dtype, weights, matrices) for name in checkpoint}
         packed = {form for form in wanted.values() if DTYPES.get(form) in QUANTIZED}
         if weights is not None and weights not in packed:
@@ -101,7 +107,8 @@ def convert_checkpoint(
             {**_METADATA, **notes, **(metadata or {})},
         )
         cast = sum(form != checkpoint.dtype(name) for name, form in wanted.items())
-    return Converted(target, len(plans), nbytes, cast)
+        merged = len(checkpoint.changed)
+    return Converted(target, len(plans), nbytes, cast, merged)
 
 
 def _wanted(
@@ -150,6 +157,9 @@ def _tensor_pieces(
 
 def _values(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[np.float32]]:
     """The tensor in float32, in pieces."""
+    if name in checkpoint.changed:
+        yield checkpoint.tensor(name)
+        return
     packed, stored = checkpoint.quantized(name), DTYPES[checkpoint.dtype(name)]
     if packed is None:
         for piece in _blocks(checkpoint.raw(name)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from kernelforge_runtime.bundle.select import KernelSet
 from kernelforge_runtime.engine.engine import Engine
@@ -16,8 +17,10 @@ from kernelforge_runtime.models.loading import OnLoad
 from kernelforge_runtime.state import State
 from kernelforge_runtime.text import Sampling, load_tokenizer
 from kernelforge_runtime.vk import Device, list_devices, open_device
+from kernelforge_runtime.weights.adapters import Adapter
 
 __all__ = [
+    "Adapter",
     "Device",
     "Engine",
     "Event",
@@ -59,6 +62,7 @@ def load_model(
     progress: OnLoad | None = None,
     int8_dot: Int8Dot | None = None,
     quant: str | None = None,
+    adapters: Iterable[Adapter | str | os.PathLike[str]] = (),
 ) -> Model:
     """Loads a .pth or .safetensors checkpoint; its version is read from the tensors.
 
@@ -77,11 +81,13 @@ def load_model(
             tokens, once a trial run has stayed within a bound; exact where None.
         quant: formats of parts of the model, such as "0-11:q8,12-23:nf4,head:f16,emb:f16"; what it
             does not name is in `weights`.
+        adapters: LoRA, PiSSA and DiSHA files that are merged into the weights in this order: each
+            an Adapter, a path, or text as FILE[:ALPHA[:REGEX]].
 
     Raises:
         KernelForgeError: the file, the device or the bundle cannot serve; one line says why.
     """
-    how = weights, activations, slots, progress, int8_dot, quant
+    how = weights, activations, slots, progress, int8_dot, quant, adapters
     if device is not None:
         return _load_model(path, device, bundle, *how)
     device = open_device()

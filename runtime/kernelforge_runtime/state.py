@@ -2,13 +2,18 @@
 
 The states of the sequences that ran last live in slots of the device (they are *resident*); one is
 read back only when somebody needs it on the host, or another sequence its slot.
+
+A state file says which model it is of, by the model's hash (weights.model_hash): the same version
+and sizes are not enough. Files from before that, without one, are taken with a warning.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +31,7 @@ from kernelforge_runtime.errors import ModelError
 
 Arrays = dict[str, NDArray[Any]]
 FORMAT = "kernelforge.state/1"
+log = logging.getLogger(__name__)
 _SLACK = 1 << 20
 _SPARE = 2048
 _LONGEST = 1 << 24  # tokens that ROSA's kernels can tell apart
@@ -83,10 +89,14 @@ class State:
     Attributes:
         version: the model version it belongs to.
         position: tokens that the sequence has consumed.
+        model: hash of the model it is of; None where that is not known.
     """
 
-    def __init__(self, version: str, arrays: Arrays, position: int = 0) -> None:
+    def __init__(
+        self, version: str, arrays: Arrays, position: int = 0, model: str | None = None
+    ) -> None:
         self.version = version
+        self.model = model
         self.position = position
         self._arrays = arrays
         self._residence: Residence | None = None
@@ -121,13 +131,17 @@ class State:
         """Size in bytes; but for ROSA's history the same after one token and after a million."""
         return sum(array.nbytes for array in self._arrays.values())
 
-    def check(self, version: str, specs: Specs) -> None:
-        """Raises ModelError where this is not a state of such a model."""
+    def check(self, version: str, specs: Specs, model: str | None = None) -> None:
+        """Raises ModelError where this is not a state of such a model, of this hash if known."""
         found = {name: array.shape for name, array in self._arrays.items()}
         if self.version != version or not _fits(found, specs, self.position):
             raise ModelError(
                 f"the state given is another model's: {self.version} {found}; "
                 f"this model's are {version} {_expected(specs, self.position)}"
+            )
+        if None not in (model, self.model) and model != self.model:
+            raise ModelError(
+                f"the state given is another model's: of hash {self.model}, this one has {model}"
             )
 
     def reserve(self, specs: Specs, tokens: int) -> None:
@@ -142,7 +156,7 @@ class State:
     def clone(self) -> State:
         """An independent copy, on the host."""
         arrays = {name: array.copy() for name, array in self.arrays.items()}
-        return State(self.version, arrays, self.position)
+        return State(self.version, arrays, self.position, self.model)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a safetensors file; a file that was there stays whole if this fails.
@@ -155,7 +169,7 @@ class State:
             n: np.ascontiguousarray(a, np.uint32 if a.dtype == np.uint32 else np.float32)
             for n, a in self.arrays.items()
         }
-        note = json.dumps([FORMAT, self.version, self.position])
+        note = json.dumps([FORMAT, self.version, self.position, self.model])
         data = write_tensors(tensors, {"kernelforge": note})
         temporary = None
         try:
@@ -173,15 +187,27 @@ class State:
             ) from error
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], version: str, specs: Specs) -> State:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        version: str,
+        specs: Specs,
+        model: str | None = None,
+    ) -> State:
         """Reads a state file for a model of this version and these kinds of state.
+
+        Args:
+            path: of the file.
+            version: of the model.
+            specs: its kinds of state.
+            model: its hash; where None, or where the file has none, that is not compared.
 
         Raises:
             ModelError: there is no such file, it is damaged, or it is another model's.
         """
         try:
             size = Path(path).stat().st_size
-            wrote, position = _note(path)
+            wrote, position, of_model = _note(path)
             # What grows has room for at most twice its tokens, and for some at first.
             room = 2 * min(position, _LONGEST) + _SPARE
             most = sum(4 * math.prod(s.extent(room)) for s in specs.values())
@@ -201,10 +227,12 @@ class State:
                 f"state {path} is another model's: it holds {found}, "
                 f"this one needs {_expected(specs, position)}"
             )
+        _compare(path, of_model, model)
         for name, array in tensors.items():
             if array.dtype != specs[name].dtype.np or not np.isfinite(array).all():
                 raise ModelError(f"state {path}: {name} is not finite {specs[name].dtype.np}")
-        return cls(version, {name: np.array(array) for name, array in tensors.items()}, position)
+        arrays = {name: np.array(array) for name, array in tensors.items()}
+        return cls(version, arrays, position, model or of_model)
 
 
 def _expected(specs: Specs, position: int) -> dict[str, tuple[int, ...]]:
@@ -224,16 +252,39 @@ def _fits(found: Mapping[str, tuple[int, ...]], specs: Specs, position: int) -> 
     )
 
 
-def _note(path: str | os.PathLike[str]) -> tuple[str | None, int]:
-    """(model version, tokens consumed) that a state file names; (None, 0) of another program's."""
+def _compare(path: str | os.PathLike[str], found: str | None, model: str | None) -> None:
+    """Refuses a state of another model."""
+    if model is None:
+        return
+    if found is None:
+        log.warning("state %s does not say which model it is of: taken as this one's", path)
+    elif found != model:
+        raise ModelError(
+            f"state {path} is another model's: of hash {found}, this one has {model}; load "
+            "the model (and adapters) that it was saved with"
+        )
+
+
+def _note(path: str | os.PathLike[str]) -> tuple[str | None, int, str | None]:
+    """(version, tokens consumed, model's hash) that a state file names.
+
+    (None, 0, None) of another program's.
+    """
     with Path(path).open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = file.read(min(size, _SLACK))
     try:
-        kind, version, *position = json.loads(json.loads(header)["__metadata__"]["kernelforge"])
+        kind, version, *rest = json.loads(json.loads(header)["__metadata__"]["kernelforge"])
     except (KeyError, TypeError, ValueError):
-        return None, 0
-    tokens = position[0] if position else 0
+        return None, 0, None
+    tokens = rest[0] if rest else 0
     if kind != FORMAT or not isinstance(tokens, int) or not 0 <= tokens <= _MOST_TOKENS:
-        return None, 0
-    return str(version), tokens
+        return None, 0, None
+    model = rest[1] if len(rest) > 1 else None
+    if model is not None and not (
+        isinstance(model, str) and re.fullmatch("[0-9a-f]{8,128}", model)
+    ):
+        raise ModelError(
+            f"state {path} is damaged: it names {str(model)[:40]!r} as its model's hash"
+        )
+    return str(version), tokens, model

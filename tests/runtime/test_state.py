@@ -5,11 +5,11 @@ import struct
 
 import numpy as np
 import pytest
-from safetensors.numpy import save
+from safetensors.numpy import save, save_file
 
 import kernelforge_runtime as kf
 from kernelforge_runtime.dtypes import U32
-from kernelforge_runtime.errors import ModelError
+from kernelforge_runtime.errors import KernelForgeError, ModelError
 from kernelforge_runtime.state import FORMAT, State, StateSpec
 from tests.models.checkpoints import random_rwkv7
 
@@ -241,3 +241,62 @@ def test_a_history_too_short_for_its_position_is_refused(tmp_path):
     state.save(tmp_path / "s")
     with pytest.raises(ModelError, match="another model's"):
         State.load(tmp_path / "s", "rosa", HISTORY)
+
+
+# Which model a state is of
+
+
+def saved(path, target):
+    """A state of a model, saved after a few tokens."""
+    _, state = kf.load_reference(path).forward([1, 2, 3])
+    state.save(target)
+    return state
+
+
+def test_a_state_file_is_of_its_model_and_of_no_other_of_the_same_sizes(tmp_path):
+    own, other = (
+        random_rwkv7(tmp_path / f"{seed}.safetensors", seed=seed, layers=1) for seed in (0, 1)
+    )
+    kept = saved(own, tmp_path / "s")
+    loaded = kf.load_reference(own).load_state(tmp_path / "s")
+    assert equal(loaded, kept)
+    assert loaded.model == kept.model == loaded.clone().model == kf.load_reference(own).hash
+    with pytest.raises(ModelError, match=r"is another model's: of hash [0-9a-f]{32}") as caught:
+        kf.load_reference(other).load_state(tmp_path / "s")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_of_another_model_is_refused_before_it_was_saved_too(tmp_path):
+    own, other = (
+        kf.load_reference(random_rwkv7(tmp_path / f"{seed}.safetensors", seed=seed, layers=1))
+        for seed in (0, 1)
+    )
+    _, state = own.forward([1])
+    with pytest.raises(ModelError, match="is another model's: of hash"):
+        other.forward([2], state)
+    engine = kf.Engine(other)
+    with pytest.raises(KernelForgeError, match="another model's"):
+        engine.submit([2], state=state)
+    state.model = None  # on one's own responsibility
+    other.forward([2], state)
+
+
+def test_a_state_file_of_before_there_were_hashes_is_taken_with_a_warning(tmp_path, caplog):
+    path = random_rwkv7(tmp_path / "m.safetensors", layers=1)
+    kept = saved(path, tmp_path / "s")
+    for note in (["kernelforge.state/1", "rwkv7", 3], ["kernelforge.state/1", "rwkv7", 3, None]):
+        save_file(kept.arrays, tmp_path / "old", {"kernelforge": json.dumps(note)})
+        caplog.clear()
+        loaded = kf.load_reference(path).load_state(tmp_path / "old")
+        assert equal(loaded, kept)
+        assert "does not say which model it is of" in caplog.text
+
+
+@pytest.mark.parametrize("note", [5, "", "zz", ["a"], {"a": 1}, "0" * 1000])
+def test_a_state_file_whose_hash_is_none_is_refused(tmp_path, note):
+    path = random_rwkv7(tmp_path / "m.safetensors", layers=1)
+    kept = saved(path, tmp_path / "s")
+    whole = json.dumps(["kernelforge.state/1", "rwkv7", 3, note])
+    save_file(kept.arrays, tmp_path / "bad", {"kernelforge": whole})
+    with pytest.raises(ModelError, match="as its model's hash"):
+        kf.load_reference(path).load_state(tmp_path / "bad")

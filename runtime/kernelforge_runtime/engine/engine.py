@@ -134,7 +134,8 @@ class Engine:
             ids = self._tokens(prompt)
             terms = self._terms(max_tokens, sampling, stop, stop_tokens)
             if state is not None:
-                state.check(self.model.config.version, self.model.config.states)
+                config = self.model.config
+                state.check(config.version, config.states, self.model.hash)
         except (ModelError, TokenizerError) as error:
             raise RequestError(f"request refused: {error}") from None
         terms = replace(terms, keep_state=keep_state, logits=logits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from kernelforge_runtime.bundle.select import KernelSet
 from kernelforge_runtime.models.int8_dot import Int8Dot
@@ -10,7 +11,7 @@ from kernelforge_runtime.models.int8_gate import pass_gate, refuse_misfits
 from kernelforge_runtime.models.loading import OnLoad
 from kernelforge_runtime.models.model import Model
 from kernelforge_runtime.vk import Device
-from kernelforge_runtime.weights import open_checkpoint
+from kernelforge_runtime.weights.adapters import Adapter, open_model
 
 
 def load_model(
@@ -23,6 +24,7 @@ def load_model(
     progress: OnLoad | None = None,
     int8_dot: Int8Dot | None = None,
     quant: str | None = None,
+    adapters: Iterable[Adapter | str | os.PathLike[str]] = (),
 ) -> Model:
     """Loads a model onto a device.
 
@@ -40,14 +42,16 @@ def load_model(
             run stays within its bound; see Int8Dot. Exact where None.
         quant: formats of parts of the model, such as "0-11:q8,12-23:nf4,head:f16,emb:f16"; what it
             does not name is in `weights`. See `weight_formats`.
+        adapters: LoRA, PiSSA and DiSHA files, merged into the weights in this order; see
+            weights.adapters.
 
     Raises:
         ModelError: the file cannot be read, is no model of a known version, does not fit f16, or
-            does not pass what int8_dot asks.
+            does not pass what int8_dot asks; or an adapter is not one of this model.
         BundleError: there are no kernels for it.
         OutOfMemoryError: it does not fit the device.
     """
-    with open_checkpoint(path) as checkpoint:
+    with open_model(path, adapters) as checkpoint:
         kernels = bundle if bundle is not None else KernelSet.open(device.info).tell()
         if int8_dot is None:
             return Model(checkpoint, device, kernels, weights, activations, slots, progress, quant)

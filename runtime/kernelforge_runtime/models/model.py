@@ -31,6 +31,7 @@ from kernelforge_runtime.plan.plan import Timing
 from kernelforge_runtime.state import State
 from kernelforge_runtime.vk import Buffer, Device
 from kernelforge_runtime.weights import Checkpoint
+from kernelforge_runtime.weights.model_hash import model_hash
 
 
 @dataclass
@@ -60,6 +61,7 @@ class Model(PlannedSteps):
         formats: of every part of the model.
         activations: type of the residual stream.
         slots: sequences that one step can advance.
+        hash: of the model file and its adapters; see model_hash.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class Model(PlannedSteps):
             self._weights = self._file.load(self._ops, checkpoint, self.config)
             self._weight_bytes = self._ops.store.arena.nbytes  # before routes are added
             self._tuned = read_tuned_state(checkpoint, self.config)
-            self._resident = ResidentStates(device, self.config, self._ops.state, slots)
+            self.hash = model_hash(checkpoint)
+            kept = self._ops.state
+            self._resident = ResidentStates(device, self.config, kept, slots, self.hash)
             self._buffers = StepBuffers.make(device, max(BUCKETS))
             self._token_view = self._buffers.token.view(np.uint32)
             self._owner_view = self._buffers.owner.view(np.uint32)
@@ -114,13 +118,14 @@ class Model(PlannedSteps):
     def new_state(self) -> State:
         """The state before the first token: zeros, or what the file was tuned to."""
         state = State.zero(self.config.version, self.config.states)
+        state.model = self.hash
         if self._tuned is not None:
             state.arrays["wkv"][...] = self._tuned
         return state
 
     def load_state(self, path: str | os.PathLike[str]) -> State:
         """Reads a state file of this model, or a tuned initial state; see read_state_file."""
-        return read_state_file(path, self.config)
+        return read_state_file(path, self.config, self.hash)
 
     def release(self, state: State) -> None:
         """Brings a state back to the host, so that it occupies no slot."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -15,7 +15,9 @@ from kernelforge_runtime.models.tokens import check_tokens
 from kernelforge_runtime.models.tuned_state import read_state_file, read_tuned_state
 from kernelforge_runtime.ops import NumpyOps
 from kernelforge_runtime.state import State
-from kernelforge_runtime.weights import Checkpoint, open_checkpoint
+from kernelforge_runtime.weights import Checkpoint
+from kernelforge_runtime.weights.adapters import Adapter, open_model
+from kernelforge_runtime.weights.model_hash import model_hash
 
 CHUNK = 256
 """Tokens computed at once; bounds the memory of a long prompt, not its result."""
@@ -28,6 +30,7 @@ class Reference:
         config: sizes of the model.
         weights: the format that weights were rounded to where `formats` names no other.
         formats: of every part of the model.
+        hash: of the model file and its adapters; see model_hash.
     """
 
     device = None
@@ -51,17 +54,19 @@ class Reference:
         self._ops = NumpyOps(dtype, self.formats, self.activations, threads)
         self._weights = self._file.load(self._ops, checkpoint, self.config)
         self._tuned = read_tuned_state(checkpoint, self.config)
+        self.hash = model_hash(checkpoint)
 
     def new_state(self) -> State:
         """The state before the first token: zeros, or what the file was tuned to."""
         state = State.zero(self.config.version, self.config.states, self._ops.dtype)
+        state.model = self.hash
         if self._tuned is not None:
             state.arrays["wkv"][...] = self._tuned
         return state
 
     def load_state(self, path: str | os.PathLike[str]) -> State:
         """Reads a state file of this model, or a tuned initial state; see read_state_file."""
-        return read_state_file(path, self.config)
+        return read_state_file(path, self.config, self.hash)
 
     def release(self, state: State) -> None:
         """Nothing to do: states are on the host."""
@@ -81,7 +86,7 @@ class Reference:
         """
         ids = check_tokens(tokens, self.config.vocab)
         state = state if state is not None else self.new_state()
-        state.check(self.config.version, self.config.states)
+        state.check(self.config.version, self.config.states, self.hash)
         outputs = []
         for start in range(0, len(ids), CHUNK):
             piece = ids[start : start + CHUNK]
@@ -138,6 +143,7 @@ def load_reference(
     activations: str = "f32",
     threads: int | None = None,
     quant: str | None = None,
+    adapters: Iterable[Adapter | str | os.PathLike[str]] = (),
 ) -> Reference:
     """Loads a model to be run by NumPy.
 
@@ -149,9 +155,10 @@ def load_reference(
         activations: "f16" rounds the residual stream and the inputs of products to float16.
         threads: for products with quantised matrices; as many as there are cores where None.
         quant: formats of parts of the model, such as "0-11:q8,head:f16"; see `weight_formats`.
+        adapters: as for load_model.
 
     Raises:
         ModelError: the file cannot be read or is no model of a known version.
     """
-    with open_checkpoint(path) as checkpoint:
+    with open_model(path, adapters) as checkpoint:
         return Reference(checkpoint, dtype, weights, activations, threads, quant)

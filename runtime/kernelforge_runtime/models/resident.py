@@ -31,11 +31,17 @@ class ResidentStates:
     """
 
     def __init__(
-        self, device: Device, config: ModelConfig, kept: dict[str, DeviceState], slots: int
+        self,
+        device: Device,
+        config: ModelConfig,
+        kept: dict[str, DeviceState],
+        slots: int,
+        model: str | None = None,
     ) -> None:
         if not 1 <= slots <= max(BUCKETS):
             raise ModelError(f"{slots} slots: a model has 1 to {max(BUCKETS)}")
         self.device, self.config, self.slots = device, config, slots
+        self._model = model
         self._kept = kept
         self._capacity = FIRST_TOKENS
         self._held: list[weakref.ref[State] | None] = [None] * slots
@@ -82,7 +88,7 @@ class ResidentStates:
         return any(spec.symbols_per_word for spec in self.config.states.values())
 
     def _move_in(self, state: State, slot: int) -> None:
-        state.check(self.config.version, self.config.states)
+        state.check(self.config.version, self.config.states, self._model)
         arrays = state.arrays
         if (current := self.state_in(slot)) is not None:
             current.move_out()

@@ -47,10 +47,18 @@ def read_tuned_state(checkpoint: Checkpoint, config: ModelConfig) -> NDArray[np.
     return np.stack([_read_layer(checkpoint, name, spec.shape) for name in names])
 
 
-def read_state_file(path: str | os.PathLike[str], config: ModelConfig) -> State:
+def read_state_file(
+    path: str | os.PathLike[str], config: ModelConfig, model: str | None = None
+) -> State:
     """A saved state, or a tuned initial state in a `.pth` or `.safetensors` file of its own.
 
-    A tuned state replaces `wkv`; everything else starts at zero, at position 0.
+    A tuned state replaces `wkv`; everything else starts at zero, at position 0. Its file does not
+    say which model it was made for.
+
+    Args:
+        path: of the file.
+        config: of the model that is to go on from it.
+        model: its hash; a saved state of another one is refused.
 
     Raises:
         ModelError: the file cannot be read, is damaged, holds something else, or is another
@@ -62,7 +70,7 @@ def read_state_file(path: str | os.PathLike[str], config: ModelConfig) -> State:
         raise ModelError(f"state {error}") from None
     with opened as checkpoint:
         if _is_saved(checkpoint):
-            return State.load(path, config.version, config.states)
+            return State.load(path, config.version, config.states, model)
         others = [name for name in checkpoint if not name.endswith(SUFFIX)]
         if others:
             raise ModelError(
@@ -74,6 +82,7 @@ def read_state_file(path: str | os.PathLike[str], config: ModelConfig) -> State:
         except ModelError as error:
             raise ModelError(f"state {error}") from None
     state = State.zero(config.version, config.states)
+    state.model = model
     state.arrays["wkv"][...] = tuned
     return state
 

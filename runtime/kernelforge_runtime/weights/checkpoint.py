@@ -12,7 +12,7 @@ import math
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -122,6 +122,21 @@ class Checkpoint:
         if packed is None:
             return None
         return Quantized(self._view(name, packed.weight), self._view(name, packed.scale))
+
+    @property
+    def changed(self) -> Collection[str]:
+        """Names of tensors that are not as the file has them; see `adapters.MergedCheckpoint`."""
+        return ()
+
+    def stored_rows(self, name: str, rows: NDArray[np.intp]) -> list[NDArray[Any]]:
+        """Copies of some rows as stored: of a tensor taken as [rows, last dimension].
+
+        Of a quantised matrix rows of its words, and rows of its scales.
+        """
+        found = self.quantized(name)
+        arrays = [self.raw(name)] if found is None else [found.weight, found.scale]
+        flat = [a if a.ndim == 2 else a.reshape(-1, *a.shape[-1:]) for a in arrays]
+        return [a[rows] for a in flat]
 
     def _view(self, name: str, entry: TensorEntry) -> NDArray[Any]:
         if self._data is None:
