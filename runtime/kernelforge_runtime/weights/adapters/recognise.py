@@ -93,10 +93,10 @@ def read_parts(adapter: Adapter, file: Checkpoint) -> Parts:
             f"adapter {file.path}: of no known kind; it holds {next(iter(file))} and {len(file)} "
             f"tensors in all; {hint}"
         )
-    for stem, held in parts.factors.items():
+    for stem, factors in parts.factors.items():
         for first, second in _PAIRS.items():
-            if (first in held) != (second in held):
-                have, lacks = (first, second) if first in held else (second, first)
+            if (first in factors) != (second in factors):
+                have, lacks = (first, second) if first in factors else (second, first)
                 raise ModelError(
                     f"adapter {file.path}: has {stem}.{have} without {stem}.{lacks}: damaged"
                 )
