@@ -19,8 +19,13 @@ from kernelforge_runtime.bundle.fusion import FUSED, LaidOut
 from kernelforge_runtime.dtypes import DTYPES, F16, F32
 from kernelforge_runtime.ops.weight_layout import choose_layouts
 
-_USUAL = {r.family: usual for usual, rivals in RIVALS.items() for r in rivals if not r.rounds}
-"""By the rival's name. One that rounds its inputs may be wanted in any case."""
+_USUAL = {
+    r.family: usual
+    for usual, rivals in RIVALS.items()
+    for r in rivals
+    if not r.rounds and r.family not in RIVALS
+}
+"""By the rival's name. One that rounds its inputs, or has calls of its own, may be wanted anyway."""
 
 
 def with_beaten(manifest: Manifest) -> tuple[Entry, ...]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kernelforge_runtime.abi.device_info import GENERIC, DeviceInfo
+from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle import Bundle, Entry, KernelSet, open_bundle
 from kernelforge_runtime.bundle import crossover as crossovers
 from kernelforge_runtime.bundle.crossover import RIVALS, Rival, contenders, fastest
-from tests.runtime.bundle_files import DEVICE, entry, write_bundle
+from tests.runtime.bundle_files import DEVICE, SIGNATURE, entry, write_bundle
 
 BOTH = ("usual", "rival")
 
@@ -79,6 +81,28 @@ def test_kernels_of_a_rival_are_given_to_who_asks_for_the_usual_family(
     assert kernels.select("rival", "f32", size(32)).entry.family == "rival"
 
 
+def test_where_times_scale_tiles_take_over_from_the_tokens_that_fill_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one 100 ns each; a tile of 32 tokens takes 300 ns, full or not."""
+    alone = replace(SIGNATURE, grid=Grid((CeilDiv("N", 64),), (CeilDiv("T", 1),)))
+    tiled = replace(SIGNATURE, grid=Grid((CeilDiv("N", 64),), (CeilDiv("T", 32),)))
+    one, many = Problem(N=64, T=1), Problem(N=64, T=256)
+    usual = [entry(one, "usual", median_ns=100, signature=alone)]
+    rival = [entry(many, "rival", median_ns=2400, signature=tiled)]
+    kernels = KernelSet([opened(tmp_path, [*usual, *rival])])
+
+    def chosen(tokens: int) -> str:
+        return kernels.select("usual", "f32", Problem(N=64, T=tokens)).entry.family
+
+    monkeypatch.setitem(crossovers.RIVALS, "usual", (Rival("rival", lambda p: p["T"] > 1),))
+    assert chosen(8) == "usual"  # nothing of both was measured
+    kernels = kernels.with_rounding("never")
+    scaling = Rival("rival", lambda p: p["T"] > 1, scales=True)
+    monkeypatch.setitem(crossovers.RIVALS, "usual", (scaling,))
+    assert [chosen(t) for t in (1, 2, 3, 4, 8)] == ["usual", "usual", "usual", "rival", "rival"]
+
+
 def test_a_rival_that_rounds_its_inputs_is_only_for_whom_that_was_asked_for(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +135,8 @@ def test_products_of_halves_are_for_activations_of_halves_only() -> None:
     assert contenders("gemm", Problem(**product, X=16)) == (
         "gemm", "gemm_coop", "gemm_coop2", "gemm_half",
     )  # fmt: skip
-    assert contenders("gemv", Problem(**product, X=16)) == ("gemv",)
+    assert contenders("gemv", Problem(**{**product, "T": 1}, X=16)) == ("gemv",)
+    assert contenders("gemv", Problem(**{**product, "T": 2}, X=16)) == ("gemv", "gemm")
 
 
 def test_recurrences_go_in_chunks_only_where_sequences_are_long() -> None:

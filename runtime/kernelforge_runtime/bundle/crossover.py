@@ -8,12 +8,12 @@ that was asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Layouts
-from kernelforge_runtime.bundle.bundle import Bundle
+from kernelforge_runtime.bundle.bundle import Bundle, Entry
 
 FEW_TOKENS = 16
 """Of a sequence: for fewer a recurrence always goes token by token."""
@@ -31,12 +31,16 @@ class Rival(NamedTuple):
         along: dimensions that are a number of tokens where they equal T, T first, if it is their
             number that decides: then all of them are to be measured at several.
         rounds: whether it rounds its inputs, and so gives other results than the usual family.
+        scales: whether times of either go with the number of workgroups, so that figures of
+            unlike problems can be compared: one pass over the weights serves several tokens of
+            one kernel and one of another.
     """
 
     family: str
     may: Callable[[Problem], bool]
     along: tuple[str, ...] = ()
     rounds: bool = False
+    scales: bool = False
 
     def lengths(self, problem: Problem) -> list[Problem]:
         """The problem for fewer and fewer tokens, as long as the rival may do it; not itself."""
@@ -60,13 +64,18 @@ def _stretches(problem: Problem) -> bool:
     return problem["T"] >= FEW_TOKENS * problem["B"]
 
 
+def _several(problem: Problem) -> bool:
+    """More tokens than one: a tile of a prompt's product may read each weight fewer times."""
+    return problem.get("T", 1) > 1
+
+
 def _any(problem: Problem) -> bool:
     return True
 
 
 RIVALS: dict[str, tuple[Rival, ...]] = {
     "gemm": tuple(Rival(name, _halves) for name in ("gemm_coop", "gemm_coop2", "gemm_half")),
-    "gemv": (Rival("gemv_dot", _any, rounds=True),),
+    "gemv": (Rival("gemm", _several, scales=True), Rival("gemv_dot", _any, rounds=True)),
     "wkv6": (
         Rival("wkv6_chunk", _stretches, ("T", "D")),
         Rival("wkv6_chunk_coop", _stretches, ("T", "D")),
@@ -106,8 +115,9 @@ def fastest(
     """The family whose kernel was measured fastest; the first where nothing tells.
 
     A rival is compared with the first family where both were measured on the same problem: on this
-    one, else on the nearest. The first bundle with such a pair decides, as it does for kernels.
-    One that was beaten there is not taken, whatever its figures.
+    one, else on the nearest; or, where times scale, by what either's kernel for this problem would
+    take. The first bundle with such a pair decides, as it does for kernels. One that was beaten
+    there is not taken, whatever its figures.
 
     Args:
         bundles: best first.
@@ -122,6 +132,11 @@ def fastest(
         gains = {}
         for rival in rivals:
             others = _measured(bundle, rival, precision, problem, layouts)
+            if _scales(usual, rival):
+                times = [_scaled(found, problem) for found in (known, others)]
+                if all(times):
+                    gains[rival] = times[0] / times[1]
+                continue
             lost = bundle.beaten(rival, precision, layouts, problem)
             both = [
                 p for p in known
@@ -129,19 +144,34 @@ def fastest(
             ]  # fmt: skip
             nearest = min(both, key=problem.distance, default=None)
             if nearest is not None:
-                gains[rival] = known[nearest] / others.get(nearest, math.inf)
+                theirs = others[nearest].median_ns if nearest in others else math.inf
+                gains[rival] = known[nearest].median_ns / theirs
         if gains:
             best = max(gains, key=lambda rival: gains[rival])
             return best if gains[best] > 1.0 else usual
     return usual
 
 
+def _scales(usual: str, rival: str) -> bool:
+    return any(r.scales for r in RIVALS.get(usual, ()) if r.family == rival)
+
+
+def _scaled(known: Mapping[Problem, Entry], problem: Problem) -> float:
+    """Ns on this problem of the kernel that is nearest to it, by its workgroups; 0 without one."""
+    tuned = min(known, key=problem.distance, default=None)
+    if tuned is None or not math.isfinite(problem.distance(tuned)):
+        return 0.0
+    grid = known[tuned].signature.grid
+    groups, measured = (math.prod(grid.evaluate(p)) for p in (problem, tuned))
+    return known[tuned].median_ns * groups / measured
+
+
 def _measured(
     bundle: Bundle, family: str, precision: str, problem: Problem, layouts: Layouts
-) -> dict[Problem, float]:
-    """Medians in ns by problem, of the kernels that serve this one."""
+) -> dict[Problem, Entry]:
+    """Entries with a median, by problem, of the kernels that serve this one."""
     return {
-        tuned: entry.median_ns
+        tuned: entry
         for tuned, entry in bundle.problems(family, precision, layouts, problem).items()
         if entry.median_ns > 0
     }

@@ -60,7 +60,7 @@ FUSED: dict[str, Fused] = {
 def needs_figures(family: str) -> bool:
     """Whether a family is only ever taken where it was measured to be faster than others."""
     rivals = (rival for several in RIVALS.values() for rival in several)
-    if any(rival.family == family and not rival.rounds for rival in rivals):
+    if family not in RIVALS and any(r.family == family and not r.rounds for r in rivals):
         return True
     return family in FUSED and not FUSED[family].unmeasured
 
