@@ -90,8 +90,10 @@ def read(spirv: bytes) -> Declared:
     found = Declared(bound=words[3], version=version_of(words[1]))
     if not 1 <= found.bound <= MAX_ID_BOUND:
         raise error_at(3, f"id bound {found.bound}: expected 1 to {MAX_ID_BOUND}")
-    for at, opcode, operands in instructions(words):
-        _read(found, at, opcode, operands)
+    for at, opcode, count in instructions(words):
+        # Most of a module stands inside of blocks and declares nothing.
+        if found.place != "block" or opcode in _NOTICED:
+            _read(found, at, opcode, words[at + 1 : at + count])
     if found.place != "module":
         raise SpirvError(f"SPIR-V of {len(spirv)} bytes ends inside a {found.place}: it is cut off")
     return found
@@ -389,3 +391,5 @@ _READERS: dict[int, Callable[[Declared, int, list[int]], None]] = {
     331: _read_execution_mode,
     332: _refuse_group,
 }
+_NOTICED = frozenset({*_LAYOUT, *_BODY, *_READERS, *_OPAQUE_TYPES})
+"""What says something wherever it stands."""

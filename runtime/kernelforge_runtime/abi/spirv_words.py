@@ -82,17 +82,17 @@ def version_of(word: int) -> tuple[int, int]:
     return version
 
 
-def instructions(words: list[int]) -> Iterator[tuple[int, int, list[int]]]:
-    """Yields (word offset, opcode, operands); a count that leaves the file raises."""
-    at = HEADER_WORDS
-    while at < len(words):
+def instructions(words: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Yields (word offset, opcode, words it takes); a count that leaves the file raises."""
+    at, end = HEADER_WORDS, len(words)
+    while at < end:
         count, opcode = words[at] >> 16, words[at] & 0xFFFF
-        if count == 0 or at + count > len(words):
-            left = len(words) - at
+        if count == 0 or at + count > end:
+            left = end - at
             raise error_at(
                 at, f"instruction {opcode} of {count} words: {left} are left in the file"
             )
-        yield at, opcode, words[at + 1 : at + count]
+        yield at, opcode, count
         at += count
 
 

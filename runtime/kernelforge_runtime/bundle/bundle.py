@@ -147,12 +147,13 @@ class Bundle:
         for entry in self.entries:
             self.module(entry)
 
-    def skip_unusable(self, device: DeviceInfo) -> None:
+    def skip_unusable(self, device: DeviceInfo, spirv: bool = True) -> None:
         """Moves entries that the device cannot run to `skipped`.
 
         On the device that a bundle was tuned on, its modules have run before: their SPIR-V is left
         to `module`, so that a start pays for the kernels it uses (0.1 to 0.5 ms each) and not for
-        all. Elsewhere only the SPIR-V tells, e.g. how much shared memory it takes.
+        all. Elsewhere only the SPIR-V tells, e.g. how much shared memory it takes; where `spirv` is
+        False, `is_usable` looks at it.
 
         Raises:
             SpirvError: a module is malformed or is not what the manifest says.
@@ -163,7 +164,7 @@ class Bundle:
             if entry.beaten:
                 continue
             reason = why_not(entry.signature, device)
-            if reason is None and self.match not in _RAN_BEFORE:
+            if reason is None and spirv and self.match not in _RAN_BEFORE:
                 reason = self._refusal(entry)
             if reason is None:
                 kept.append(entry)
@@ -171,6 +172,20 @@ class Bundle:
                 skipped.append((entry, reason))
         self.skipped = tuple(skipped)
         self._keep(kept)
+
+    def is_usable(self, entry: Entry) -> bool:
+        """Whether the device can run an entry; what it cannot run moves to `skipped`.
+
+        Raises:
+            SpirvError: the module is malformed or is not what the manifest says.
+        """
+        if self.device is None or self.match in _RAN_BEFORE:
+            return True
+        reason = self._refusal(entry)
+        if reason is not None:
+            self.skipped = (*self.skipped, (entry, reason))
+            self._keep(e for e in self.entries if e is not entry)
+        return reason is None
 
     def _refusal(self, entry: Entry) -> str | None:
         try:
@@ -207,7 +222,9 @@ def _indexed(
     return index
 
 
-def open_bundle(path: str | os.PathLike[str], device: DeviceInfo | None = None) -> Bundle:
+def open_bundle(
+    path: str | os.PathLike[str], device: DeviceInfo | None = None, spirv: bool = True
+) -> Bundle:
     """Opens the bundle in a folder and checks it.
 
     Declarations inside the SPIR-V are checked when `module` hands one out, and here where the
@@ -216,6 +233,7 @@ def open_bundle(path: str | os.PathLike[str], device: DeviceInfo | None = None) 
     Args:
         path: folder with `manifest.json` and `kernels.safetensors`.
         device: entries that this device cannot run are skipped; None keeps all.
+        spirv: whether what only the SPIR-V tells is found out now; else when a kernel is selected.
 
     Raises:
         BundleError: there is no bundle, or it is damaged, hostile or of another version.
@@ -240,7 +258,7 @@ def open_bundle(path: str | os.PathLike[str], device: DeviceInfo | None = None) 
             raise BundleError(f"module {name[:12]} {found}")
     bundle = Bundle(folder, manifest, digest, device, modules)
     if device is not None:
-        bundle.skip_unusable(device)
+        bundle.skip_unusable(device, spirv)
     return bundle
 
 

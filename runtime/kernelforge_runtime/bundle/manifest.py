@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from kernelforge_runtime.abi.problem import Problem
@@ -239,7 +240,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
-        """Reads a manifest.
+        """Reads a manifest; the last few are kept, as who looks for a bundle then opens it.
 
         Entries are read one by one, so that memory stays near the size of the text whatever is
         in it. That needs them laid out as `to_bytes` does, which is part of the format.
@@ -249,6 +250,10 @@ class Manifest:
         """
         if len(data) > MAX_MANIFEST_BYTES:
             raise BundleError(f"has {len(data)} bytes; at most {MAX_MANIFEST_BYTES} are allowed")
+        return _parsed(data)
+
+    @classmethod
+    def _parse(cls, data: bytes) -> Manifest:
         start, end = _entry_list(data)
         frame = decode(_frame(data, start, end))
         if not isinstance(frame, dict) or frame.get("format") != FORMAT:
@@ -266,6 +271,11 @@ class Manifest:
             entries=tuple(_entries(data, start, end)),
             ceilings=_within("ceilings", _ceilings, frame["ceilings"]),
         )
+
+
+@lru_cache(maxsize=4)
+def _parsed(data: bytes) -> Manifest:
+    return Manifest._parse(data)
 
 
 def _entry_list(data: bytes) -> tuple[int, int]:

@@ -79,17 +79,27 @@ def select(
         BundleError: no bundle has this family and precision with these dimensions and layouts.
     """
     for bundle in bundles:
-        # A kernel may have dimensions compiled in, or be right for multiples of a tile only.
-        problems = bundle.problems(family, precision, layouts, problem)
-        exact = problems.get(problem)
-        if exact is not None:
-            return Selection(exact, _match(bundle, 0.0), bundle, 0.0)
-        # Entries ascend by problem, so of two that are equally near the first one is taken.
-        nearest = min(problems, key=problem.distance, default=None)
-        distance = math.inf if nearest is None else problem.distance(nearest)
-        if nearest is not None and math.isfinite(distance):
-            return Selection(problems[nearest], _match(bundle, distance), bundle, distance)
+        while (found := _nearest(bundle, family, precision, problem, layouts)) is not None:
+            entry, distance = found
+            if bundle.is_usable(entry):
+                return Selection(entry, _match(bundle, distance), bundle, distance)
     raise BundleError(_nothing(bundles, family, precision, problem, layouts))
+
+
+def _nearest(
+    bundle: Bundle, family: str, precision: str, problem: Problem, layouts: Layouts
+) -> tuple[Entry, float] | None:
+    """The entry for the nearest problem, and how far that is."""
+    # A kernel may have dimensions compiled in, or be right for multiples of a tile only.
+    problems = bundle.problems(family, precision, layouts, problem)
+    if problem in problems:
+        return problems[problem], 0.0
+    # Entries ascend by problem, so of two that are equally near the first one is taken.
+    nearest = min(problems, key=problem.distance, default=None)
+    distance = math.inf if nearest is None else problem.distance(nearest)
+    if nearest is None or not math.isfinite(distance):
+        return None
+    return problems[nearest], distance
 
 
 def _match(bundle: Bundle, distance: float) -> Match:
@@ -171,7 +181,8 @@ class KernelSet:
         if located.match is not BundleMatch.GENERIC:
             try:
                 generic = locate_generic(device, search)
-                bundles.append(open_bundle(generic.bundle_path, device))
+                # Most of it is never asked for: what stands before it has nearly all kernels.
+                bundles.append(open_bundle(generic.bundle_path, device, spirv=not bundles))
             except (BundleError, SpirvError) as error:
                 if not bundles:
                     raise

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.errors import ModelError
-from kernelforge_runtime.ops import TensorName
+from kernelforge_runtime.ops import TensorName, Weight
 from kernelforge_runtime.weights import Checkpoint
 
 Table = Mapping[str, str]
@@ -149,6 +149,17 @@ class TensorReader:
                 "the file is damaged or its training diverged"
             )
         return values.reshape(self._shapes[full])
+
+    def matrix(self, name: str) -> Weight:
+        """A matrix that an op set takes as it is: read when it is packed, where that is possible.
+
+        Raises:
+            ModelError: it holds NaN or infinity; where it is not read yet, that is found then.
+        """
+        full = self.name(name)
+        stored = getattr(self.checkpoint, "stored", None)
+        found: Weight | None = stored(full, self._shapes[full]) if stored is not None else None
+        return self(name) if found is None else found
 
     @property
     def parameters(self) -> int:

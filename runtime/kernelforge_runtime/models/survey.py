@@ -85,6 +85,7 @@ class Survey:
         stored = self._handed.get(part.name)
         return (
             stored is not None
+            and isinstance(part.weight, np.ndarray)
             and stored.shape == part.weight.shape
             and stored.strides == part.weight.strides
             and np.may_share_memory(stored, part.weight)

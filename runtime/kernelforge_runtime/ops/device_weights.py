@@ -12,11 +12,12 @@ from kernelforge_runtime.abi.route import ROUTE_ROWS
 from kernelforge_runtime.abi.signature import Layouts
 from kernelforge_runtime.dtypes import F16, QUANTIZED, DType, encode
 from kernelforge_runtime.errors import ModelError
-from kernelforge_runtime.ops.vocabulary import Part
+from kernelforge_runtime.ops.vocabulary import Part, Weight
 from kernelforge_runtime.ops.weight_layout import MAX_GROWTH, ROW_MAJOR, packed
 from kernelforge_runtime.plan import Arena
 from kernelforge_runtime.plan.arena import ALIGNMENT
 from kernelforge_runtime.quantize import BLOCK, matrix_format, quantize
+from kernelforge_runtime.stored_matrix import StoredMatrix
 from kernelforge_runtime.vk import BufferSlice, Device
 from kernelforge_runtime.weight_formats import WeightFormats
 
@@ -106,14 +107,40 @@ class DeviceWeights:
             words, scales = self._quantized(parts, starts, rows, k, form)
             weight, scale = self.upload(packed(words, form, layouts)), self.upload(scales)
         else:
-            plain, scale = np.zeros((rows, k), form.np), None
-            for (row, count, _), part in zip(places, parts, strict=True):
-                width = part.weight.shape[1]
-                plain[row : row + count, :width] = _encode(part.name, part.weight, form)
-            weight = self.upload(packed(plain, form, layouts))
+            starts, scale = [row for row, _, _ in places], None
+            weight = self._written(parts, starts, rows, k, form, layouts)
         for part in parts:
             self.on_upload(part.name, part.weight.size)
         return DeviceMatrix(weight, rows, k, tuple(places), parts[0].name, form, scale, layouts)
+
+    def _written(
+        self,
+        parts: Sequence[Part],
+        starts: Sequence[int],
+        rows: int,
+        k: int,
+        form: DType,
+        layouts: Layouts,
+    ) -> BufferSlice:
+        """The stack in a format, zeros where no part is; in place where the host can see it."""
+        piece = self.arena.take(form.nbytes(rows * k)) if layouts == ROW_MAJOR else None
+        plain = None if piece is None else _seen(piece, rows, k, form)
+        made = plain is None
+        if plain is None:
+            plain = np.empty((rows, k), form.np)
+        filled = 0
+        for row, part in zip(starts, parts, strict=True):
+            count, width = part.weight.shape
+            plain[filled:row] = 0
+            _write(part.name, part.weight, plain[row : row + count, :width], form)
+            plain[row : row + count, width:] = 0
+            filled = row + count
+        plain[filled:] = 0
+        if piece is None:
+            return self.upload(packed(plain, form, layouts))
+        if made:
+            piece.upload(plain)
+        return piece
 
     def _quantized(
         self, parts: Sequence[Part], starts: Sequence[int], rows: int, k: int, form: DType
@@ -123,16 +150,22 @@ class DeviceWeights:
         scales = np.zeros((rows, k // (2 * BLOCK)), np.uint32)
         for row, part in zip(starts, parts, strict=True):
             count, width = part.weight.shape
-            padded = np.pad(part.weight, ((0, 0), (0, k - width))) if width < k else part.weight
+            padded = np.asarray(part.weight)
+            padded = np.pad(padded, ((0, 0), (0, k - width))) if width < k else padded
             found = quantize(padded, form, part.name)
             words[row : row + count], scales[row : row + count] = found.weight, found.scale
         return words, scales
 
-    def table(self, name: str, rows: NDArray[np.float32]) -> DeviceMatrix:
+    def table(self, name: str, rows: Weight) -> DeviceMatrix:
         """Uploads an embedding table."""
         count, width = rows.shape
         form = self.formats.table
-        memory = self.upload(_encode(name, rows, form))
+        memory = self.arena.take(form.nbytes(rows.size))
+        seen = _seen(memory, count, width, form)
+        plain = np.empty((count, width), form.np) if seen is None else seen
+        _write(name, rows, plain, form)
+        if seen is None:
+            memory.upload(plain)
         self.on_upload(name, rows.size)
         return DeviceMatrix(memory, count, width, (), name, form)
 
@@ -183,6 +216,22 @@ def _padded(count: int, multiple: int) -> int:
 def part_of(piece: BufferSlice, offset: int, nbytes: int) -> BufferSlice:
     """Some bytes of a slice."""
     return piece.buffer.slice(piece.offset + offset, nbytes)
+
+
+def _seen(piece: BufferSlice, rows: int, k: int, form: DType) -> NDArray[np.generic] | None:
+    """Device memory as [rows, k]; None where the host cannot see it."""
+    mapped = piece.buffer.mapped
+    if mapped is None:
+        return None
+    found = mapped[piece.offset : piece.offset + form.nbytes(rows * k)].view(form.np)
+    return found.reshape(rows, k)
+
+
+def _write(name: str, weight: Weight, target: NDArray[np.generic], form: DType) -> None:
+    if isinstance(weight, StoredMatrix):
+        weight.write(target, form)
+    else:
+        target[...] = _encode(name, weight, form)
 
 
 def _encode(name: str, weight: NDArray[np.float32], form: DType) -> NDArray[np.generic]:

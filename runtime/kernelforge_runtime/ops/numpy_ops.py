@@ -14,7 +14,7 @@ from kernelforge_runtime.abi.route import ROUTE_ROWS
 from kernelforge_runtime.dtypes import F16, F32, QUANTIZED, DType, decode, encode
 from kernelforge_runtime.ops import numpy_recurrence, numpy_rosa
 from kernelforge_runtime.ops.numpy_quantized import QuantizedRows, Workers
-from kernelforge_runtime.ops.vocabulary import Activation, LazyRows, Part
+from kernelforge_runtime.ops.vocabulary import Activation, LazyRows, Part, Weight
 from kernelforge_runtime.quantize import matrix_format
 from kernelforge_runtime.weight_formats import WeightFormats
 
@@ -78,16 +78,18 @@ class NumpyOps:
         form = matrix_format(asked, max(p.weight.shape[1] for p in parts))
         for part in parts:
             weight: Array | QuantizedRows
+            values = np.asarray(part.weight)
             if form in QUANTIZED:
-                weight = self._kept(QuantizedRows.of(part.name, part.weight, form))
+                weight = self._kept(QuantizedRows.of(part.name, values, form))
             else:
-                weight = self._kept(self._rounded(part.weight, form))
+                weight = self._kept(self._rounded(values, form))
             kept.append((rows, weight, part.without_weight()))
             rows += -(-len(part.weight) // ROUTE_ROWS) * ROUTE_ROWS
         return StackedParts(tuple(kept), max(rows, min_rows))
 
-    def table(self, name: str, rows: NDArray[np.float32]) -> Array:
+    def table(self, name: str, rows: Weight) -> Array:
         """Keeps an embedding table."""
+        rows = np.asarray(rows)
         form = self.formats.table
         if (self.formats.embedding or self.formats.usual) not in QUANTIZED:
             return self._kept(self._rounded(rows, form))

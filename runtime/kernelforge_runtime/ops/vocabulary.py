@@ -17,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.dtypes import DType
+from kernelforge_runtime.stored_matrix import StoredMatrix
 
+Weight = NDArray[np.float32] | StoredMatrix
+"""Float32 [rows, k], or a matrix of a file that becomes it when NumPy asks."""
 Activation = Literal["none", "relu2", "tanh", "sigmoid", "silu"]
 Tensor = Any
 Vector = Any
@@ -45,14 +48,14 @@ class Part:
 
     Attributes:
         name: the checkpoint's name, for messages; a TensorName says of which layer it is.
-        weight: float32 [rows, k]; a row gives one output column.
+        weight: [rows, k]; a row gives one output column.
         slot: which of the S stacked inputs it multiplies.
         column: the input column that its first k belongs to.
         activation: applied to its outputs, after the bias.
     """
 
     name: str
-    weight: NDArray[np.float32]
+    weight: Weight
     slot: int = 0
     column: int = 0
     activation: Activation = "none"
@@ -101,7 +104,7 @@ class OpSet(Protocol):
         Each part's rows start at a multiple of 32; `min_rows` pads the stack's outputs.
         """
 
-    def table(self, name: str, rows: NDArray[np.float32]) -> Matrix:
+    def table(self, name: str, rows: Weight) -> Matrix:
         """Keeps an embedding table [V, C] in the model's weight format."""
 
     def host_tables(self, tables: Sequence[LazyRows]) -> HostTable:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.sampling import CHOICE_WORDS
 from kernelforge_runtime.bundle.select import KernelSet
@@ -14,7 +11,7 @@ from kernelforge_runtime.dtypes import F32, DType
 from kernelforge_runtime.ops.builder import Temporary
 from kernelforge_runtime.ops.device_weights import DeviceMatrix, DeviceVector, part_of
 from kernelforge_runtime.ops.host_rows import HostRows
-from kernelforge_runtime.ops.vocabulary import LazyRows
+from kernelforge_runtime.ops.vocabulary import LazyRows, Weight
 from kernelforge_runtime.ops.vulkan_fused import Fusions
 from kernelforge_runtime.ops.vulkan_norm_products import NormProducts
 from kernelforge_runtime.ops.vulkan_rosa import Rosa
@@ -38,7 +35,7 @@ class VulkanOps(NormProducts, Fusions, Rosa):
 
     # Tokens
 
-    def table(self, name: str, rows: NDArray[np.float32]) -> DeviceMatrix:
+    def table(self, name: str, rows: Weight) -> DeviceMatrix:
         """Uploads an embedding table."""
         return self.store.table(name, rows)
 

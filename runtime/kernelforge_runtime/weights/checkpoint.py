@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from kernelforge_runtime.dtypes import DTYPES
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.quantize import Quantized, dequantize
+from kernelforge_runtime.stored_matrix import StoredMatrix
 from kernelforge_runtime.weights.entry import TensorEntry
 from kernelforge_runtime.weights.file_kind import HEAD_BYTES, file_kind
 from kernelforge_runtime.weights.lazy_rows import LazyRows
@@ -168,6 +169,21 @@ class Checkpoint:
         bits = np.empty(raw.shape, np.uint32)
         np.left_shift(raw, 16, out=bits, dtype=np.uint32)
         return bits.view(np.float32)
+
+    def stored(self, name: str, shape: tuple[int, ...]) -> StoredMatrix | None:
+        """A float tensor as a matrix of this shape, unread; None where `tensor` has to make it.
+
+        Raises:
+            ModelError: no such tensor, or the checkpoint was closed.
+        """
+        if type(self) is not Checkpoint or name in self._packed or len(shape) != 2:
+            return None  # whoever changes tensors does so in `tensor`
+        if self.dtype(name) not in FLOATS:
+            return None
+        raw = self.raw(name)
+        if not raw.flags.c_contiguous:
+            return None
+        return StoredMatrix(raw.reshape(shape), self.dtype(name), f"{self.path}: {name}")
 
     def lazy_rows(self, name: str) -> LazyRows:
         """The rows of a 2-D float tensor, left in the file: valid after `close`, too.

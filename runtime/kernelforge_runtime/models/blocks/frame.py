@@ -37,7 +37,7 @@ class Frame:
     def load(cls, ops: OpSet, read: TensorReader) -> Frame:
         """Hands them to the op set."""
         return cls(
-            embedding=ops.table("emb.weight", read("emb.weight")),
+            embedding=ops.table("emb.weight", read.matrix("emb.weight")),
             ln0=norm(ops, read, "blocks.0.ln0"),
             ln_out=norm(ops, read, "ln_out"),
             head=matrix(ops, read, "head.weight"),
@@ -67,5 +67,5 @@ def norm(ops: OpSet, read: TensorReader, name: str) -> tuple[Any, Any]:
 
 def matrix(ops: OpSet, read: TensorReader, name: str, scale: float = 1.0) -> Any:
     """A matrix of its own, times `scale`."""
-    weight = read(name)
-    return ops.matrix([Part(read.name(name), weight if scale == 1.0 else weight * scale)])
+    weight = read.matrix(name) if scale == 1.0 else read(name) * scale
+    return ops.matrix([Part(read.name(name), weight)])

@@ -119,7 +119,7 @@ class TimeMix:
 
         def square(letter: str, name: str) -> Part:
             full = f"att.{name}.weight"
-            return Part(read.name(full), read(full), SHIFTS.index(letter))
+            return Part(read.name(full), read.matrix(full), SHIFTS.index(letter))
 
         down, up, column = [], {}, 3 * width
         for letter in "wag" if first else "wavg":
@@ -185,7 +185,7 @@ class ChannelMix:
     @classmethod
     def load(cls, ops: OpSet, read: TensorReader, ln: str = "ln2") -> ChannelMix:
         """Hands a block's weights to the op set."""
-        key = Part(read.name("ffn.key.weight"), read("ffn.key.weight"), activation="relu2")
+        key = Part(read.name("ffn.key.weight"), read.matrix("ffn.key.weight"), activation="relu2")
         return cls(
             norm=norm(ops, read, ln),
             mix=ops.vector(read("ffn.x_k")[None]),

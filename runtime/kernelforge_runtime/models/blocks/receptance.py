@@ -41,7 +41,7 @@ def of_previous(read: TensorReader, names: Sequence[str]) -> NDArray[np.float32]
 def square(read: TensorReader, name: str, slot: int, activation: Activation = "none") -> Part:
     """A matrix of the time mix as a part of a stack."""
     full = f"att.{name}.weight"
-    return Part(read.name(full), read(full), slot, activation=activation)
+    return Part(read.name(full), read.matrix(full), slot, activation=activation)
 
 
 def output(ops: OpSet, read: TensorReader, name: str, block: int) -> Any:
@@ -81,8 +81,8 @@ class ChannelMix:
             mix=ops.vector(of_previous(read, [f"ffn.{mix}_k", f"ffn.{mix}_r"])),
             hidden=ops.matrix(
                 [
-                    Part(read.name(key), read(key), 0, activation="relu2"),
-                    Part(read.name(receptance), read(receptance), 1, activation="sigmoid"),
+                    Part(read.name(key), read.matrix(key), 0, activation="relu2"),
+                    Part(read.name(receptance), read.matrix(receptance), 1, activation="sigmoid"),
                 ]
             ),
             value=output(ops, read, "ffn.value.weight", block),

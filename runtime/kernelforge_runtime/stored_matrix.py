@@ -1,0 +1,152 @@
+"""A matrix as its file has it: brought into the device's format in one pass, piece by piece.
+
+Going through a float32 copy of a model takes several times as long as reading its file; pieces that
+stay in the processor's cache do not.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelforge_runtime.dtypes import BF16, DTYPES, F16, F32, DType, decode, encode
+from kernelforge_runtime.errors import ModelError
+
+PIECE_ELEMENTS: Final = 1 << 16
+"""Of one pass: a few arrays of so many elements fit a core's cache."""
+SHARED_ELEMENTS: Final = 1 << 21
+"""Matrices from this size on are shared among threads."""
+MOST_THREADS: Final = 4
+_EXPONENT: Final = {F32: 0x7F80_0000, F16: 0x7C00, BF16: 0x7F80}
+_WORD: Final[dict[DType, Any]] = {F32: np.uint32, F16: np.uint16, BF16: np.uint16}
+_LEAST, _MOST = 0x3880, 0x477F  # bfloat16 bits of 2^-14 and of the last value below 65536
+_REBIAS = 112 << 7  # between the exponents of bfloat16 and float16, in bfloat16's place
+
+
+class StoredMatrix:
+    """A float matrix of a checkpoint that was not read yet.
+
+    NumPy takes it for a float32 array, which is then made.
+
+    Attributes:
+        shape: [rows, columns].
+    """
+
+    def __init__(self, raw: NDArray[Any], dtype: str, where: str) -> None:
+        """A view of the file.
+
+        Args:
+            raw: elements as stored, bf16 as uint16.
+            dtype: "f32", "f16" or "bf16".
+            where: file and tensor, for messages.
+        """
+        self._raw, self._dtype, self._where = raw, DTYPES[dtype], where
+        self.shape: tuple[int, ...] = raw.shape
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(self._raw.size)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(
+        self, dtype: Any = None, copy: bool | None = None
+    ) -> NDArray[Any]:  # NumPy's protocol
+        return self.values().astype(dtype or np.float32, copy=False)
+
+    def values(self) -> NDArray[np.float32]:
+        """All of it in float32, exactly.
+
+        Raises:
+            ModelError: it holds NaN or infinity.
+        """
+        found = np.empty(self.shape, np.float32)
+        self.write(found, F32)
+        return found
+
+    def write(self, target: NDArray[Any], form: DType) -> None:
+        """Writes the matrix in a format.
+
+        Args:
+            target: of this shape and the format's NumPy type; may be memory of a device.
+            form: F32, F16 or BF16.
+
+        Raises:
+            ModelError: it holds NaN or infinity, or does not fit the format.
+        """
+        step = max(1, PIECE_ELEMENTS // max(1, self.shape[1]))
+        threads = min(MOST_THREADS, os.cpu_count() or 1)
+        if self.size < SHARED_ELEMENTS or threads == 1:
+            self._write_rows(target, form, 0, len(self), step)
+            return
+        share = -(-len(self) // (4 * threads))
+        with ThreadPoolExecutor(threads) as pool:
+            jobs = [
+                pool.submit(self._write_rows, target, form, start, start + share, step)
+                for start in range(0, len(self), share)
+            ]
+            for job in jobs:
+                job.result()
+
+    def _write_rows(
+        self, target: NDArray[Any], form: DType, first: int, end: int, step: int
+    ) -> None:
+        for start in range(first, min(end, len(self)), step):
+            rows = slice(start, min(start + step, end, len(self)))
+            self._write_piece(self._raw[rows], target[rows], form)
+
+    def _write_piece(self, raw: NDArray[Any], target: NDArray[Any], form: DType) -> None:
+        stored = self._dtype
+        if form == stored:
+            target[...] = raw
+            self._require_finite(raw, stored)
+        elif stored == BF16 and form == F16:
+            if not half_of_bfloat(raw, target):
+                self._require_finite(raw, stored)
+                raise ModelError(self._misfit())
+        else:
+            self._require_finite(raw, stored)
+            with np.errstate(over="ignore"):
+                found = encode(decode(raw, stored), form)
+            if form == F16 and not np.isfinite(found).all():
+                raise ModelError(self._misfit())
+            target[...] = found
+
+    def _require_finite(self, raw: NDArray[Any], stored: DType) -> None:
+        mask = _WORD[stored](_EXPONENT[stored])
+        bits = np.ascontiguousarray(raw).view(_WORD[stored])
+        if bits.size and (bits & mask).max() == mask:
+            raise ModelError(
+                f"{self._where} holds NaN or infinite weights; "
+                "the file is damaged or its training diverged"
+            )
+
+    def _misfit(self) -> str:
+        name = self._where.rpartition(": ")[2]
+        return f"{name} does not fit f16 (a value is beyond 65504): use bf16 or f32"
+
+
+def half_of_bfloat(raw: NDArray[np.uint16], target: NDArray[np.float16]) -> bool:
+    """Rounds bfloat16 bits to float16, into `target`; False where one is beyond float16.
+
+    Most weights are normal numbers of both: their bits only move, and nothing is rounded. What is
+    smaller than 2^-14 goes through float32.
+    """
+    magnitude = raw & np.uint16(0x7FFF)
+    if magnitude.size and magnitude.max() > _MOST:
+        return False
+    bits = target.view(np.uint16)
+    small = magnitude < _LEAST
+    magnitude -= np.uint16(_REBIAS)  # of small ones it wraps: they are written anew below
+    magnitude <<= np.uint16(3)
+    np.bitwise_or(magnitude, raw & np.uint16(0x8000), out=bits)
+    if small.any():
+        exact = (raw[small].astype(np.uint32) << 16).view(np.float32)
+        target[small] = exact.astype(np.float16)
+    return True
