@@ -25,7 +25,7 @@ _USUAL = {
     for r in rivals
     if not r.rounds and r.family not in RIVALS
 }
-"""By the rival's name. One that rounds its inputs, or has calls of its own, may be wanted anyway."""
+"""By the rival's name. One that rounds its inputs, or has calls of its own, is wanted anyway."""
 
 
 def with_beaten(manifest: Manifest) -> tuple[Entry, ...]:

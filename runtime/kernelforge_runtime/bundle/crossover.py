@@ -133,7 +133,7 @@ def fastest(
         gains = {}
         for rival in rivals:
             others = _measured(bundle, rival, precision, problem, layouts)
-            if _scales(usual, rival):
+            if scales(usual, rival):
                 times = [_scaled(found, problem) for found in (known, others)]
                 if all(times):
                     gains[rival] = times[0] / times[1]
@@ -153,7 +153,8 @@ def fastest(
     return usual
 
 
-def _scales(usual: str, rival: str) -> bool:
+def scales(usual: str, rival: str) -> bool:
+    """Whether times of a rival and its usual family go with the number of workgroups."""
     return any(r.scales for r in RIVALS.get(usual, ()) if r.family == rival)
 
 
@@ -162,9 +163,15 @@ def _scaled(known: Mapping[Problem, Entry], problem: Problem) -> float:
     tuned = min(known, key=problem.distance, default=None)
     if tuned is None or not math.isfinite(problem.distance(tuned)):
         return 0.0
-    grid = known[tuned].signature.grid
-    groups, measured = (math.prod(grid.evaluate(p)) for p in (problem, tuned))
-    return known[tuned].median_ns * groups / measured
+    return scaled_ns(known[tuned], problem)
+
+
+def scaled_ns(entry: Entry, problem: Problem) -> float:
+    """Ns of a kernel on another problem than it was measured on, by the number of workgroups."""
+    groups, measured = (
+        math.prod(entry.signature.grid.evaluate(p)) for p in (problem, entry.problem)
+    )
+    return entry.median_ns * groups / measured
 
 
 def _measured(

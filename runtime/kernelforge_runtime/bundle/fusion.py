@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Layouts
-from kernelforge_runtime.bundle.crossover import RIVALS, rounding_rivals
-from kernelforge_runtime.bundle.select import KernelSet, Match, Selection
+from kernelforge_runtime.bundle.crossover import RIVALS, rounding_rivals, scaled_ns, scales
+from kernelforge_runtime.bundle.select import KernelSet, Match, Selection, select
 
 Wanted = tuple[str, str, Problem]
 """A kernel that is asked for: family, precision, problem."""
@@ -97,11 +97,20 @@ def takes_fused(
     ):
         return False
     if all(_measured(selection) for selection in (whole, *separate)):
-        together = sum(selection.entry.median_ns for selection in separate)
+        together = sum(_time(kernels, *pair) for pair in zip(parts, separate, strict=True))
         return whole.entry.median_ns < together
     behind = max(kernels.bundles.index(s.bundle) for s in separate)
     # A kernel tuned for this device is not given up for one that is not.
     return otherwise and kernels.bundles.index(whole.bundle) <= behind
+
+
+def _time(kernels: KernelSet, part: Wanted | LaidOut, selection: Selection) -> float:
+    """Ns of a part, of as many tokens as the usual family's kernel was measured on."""
+    if not scales(part[0], selection.entry.family):
+        return selection.entry.median_ns
+    usual, problem = select(kernels.bundles, *part).entry, part[2]
+    gain = scaled_ns(usual, problem) / scaled_ns(selection.entry, problem)
+    return usual.median_ns / gain
 
 
 def _measured(selection: Selection) -> bool:
