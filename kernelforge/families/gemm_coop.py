@@ -15,14 +15,16 @@ from kernelforge.family import KernelFamily
 from kernelforge.products import (
     PRODUCT_CONSTANTS,
     PRODUCT_DIMS,
+    parts_bindings,
+    parts_help,
     product_bindings,
     product_cost,
     product_inputs,
     product_oracle,
 )
-from kernelforge.space import Choice, Constraint, Flag, Space
+from kernelforge.space import Choice, Constraint, Flag, ProblemConstraint, Space
 from kernelforge_runtime.abi.device_info import DeviceInfo
-from kernelforge_runtime.abi.grid import CeilDiv, Grid
+from kernelforge_runtime.abi.grid import CeilDiv, Grid, Times
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Signature
 from kernelforge_runtime.dtypes import BF16, F16, NF4, Q8, DType
@@ -31,6 +33,10 @@ TOLERANCE = 128.0
 """Weights and x lose what float16 cannot hold: a relative 2^-12 of each product, or 1.4 times that
 where both do, and 4.5 times that for the worst of many sums. The tolerance of a sum of 64 products,
 the shortest, is 2^-16."""
+
+
+_TILE = (("M", "BM"), ("T", "BT"), ("K", "BK"))
+"""Dimensions, and how much of each a workgroup takes at a time."""
 
 
 def _subgroups(p: Mapping[str, Any]) -> int:
@@ -49,9 +55,9 @@ def _sums(p: Mapping[str, Any]) -> int:
 
 
 def _shared_bytes(p: Mapping[str, Any]) -> int:
-    """Both tiles of halves, a matrix of sums per subgroup, and the 16 levels of nf4."""
+    """Tiles of halves, a matrix of sums per subgroup, the levels of nf4, who arrived when."""
     tiles = p["STAGES"] * (p["BM"] + p["BT"]) * (p["BK"] + p["PAD"])
-    return int(2 * tiles + 4 * (_subgroups(p) * _sums(p) + 16))
+    return int(2 * tiles + 4 * (_subgroups(p) * _sums(p) + 17))
 
 
 def _is_offered(p: Mapping[str, Any], device: DeviceInfo) -> bool:
@@ -82,16 +88,29 @@ def _is_small(p: Mapping[str, Any]) -> bool:
 
 def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     """Bindings, grid and workgroup of one variant."""
+    split, rows, tokens = p["SPLIT_GRID"], p["BM"], p["BT"]
     return Signature(
-        bindings=product_bindings(precision, p),
+        bindings=(*product_bindings(precision, p), *parts_bindings(split, rows, tokens)),
         push_constants=PRODUCT_CONSTANTS,
-        grid=Grid(x=(CeilDiv("M", p["BM"]),), y=(CeilDiv("T", p["BT"]),)),
+        grid=Grid(
+            x=(CeilDiv("M", rows),),
+            y=(CeilDiv("T", tokens),),
+            z=(Times(split),) if split > 1 else (),
+        ),
         workgroup=_subgroups(p) * p["SUBGROUP"],
         subgroup=p["SUBGROUP"],
         addressing=addressing(p),
         features=("cooperative_matrix", "float16"),
         fixed=(("X", p["X"]), ("Y", p["Y"])),
+        multiples=(tuple((dim, p[tile]) for dim, tile in _TILE) if p["EDGES"] == "aligned" else ()),
     )
+
+
+def _only_where_it_matters(p: Mapping[str, Any]) -> bool:
+    """Tests at the edges and the order of tiles do not matter where tiles are few."""
+    if p["SPLIT_GRID"] == 1:
+        return True
+    return bool(p["SPLIT_K"] == 1 and p["GROUP"] == 0 and p["EDGES"] == "checked")
 
 
 GEMM_COOP = KernelFamily(
@@ -117,6 +136,8 @@ GEMM_COOP = KernelFamily(
         Choice("ACC", ("f32", "f16"), default="f32"),
         Flag("PREFETCH", default=True),
         Choice("GROUP", (0, 8), default=0),
+        Choice("SPLIT_GRID", (1, 2, 4, 8), default=1),
+        Choice("EDGES", ("checked", "aligned"), default="checked"),
         ADDRESS,
         *activation_bits("X", "Y"),
         Constraint("the device multiplies matrices of this shape", _is_offered),
@@ -163,6 +184,19 @@ GEMM_COOP = KernelFamily(
             lambda p, d: p["SPLIT_K"] == 1 or p["BM"] * p["BT"] <= 64 * 32,
         ),
         Constraint(
+            "a parameter that changes nothing is not varied", lambda p, d: _only_where_it_matters(p)
+        ),
+        ProblemConstraint(
+            "aligned tiles have no rest",
+            lambda p, d, problem: (
+                p["EDGES"] == "checked" or all(problem[dim] % p[tile] == 0 for dim, tile in _TILE)
+            ),
+        ),
+        ProblemConstraint(
+            "K is shared out where tiles are few and K is long",
+            lambda p, d, problem: parts_help(p["SPLIT_GRID"], p["BM"], p["BT"], problem),
+        ),
+        Constraint(
             "accumulators fit the registers",
             lambda p, d: p["WM"] * p["WT"] <= 64 * p["SUBGROUP"],
         ),
@@ -180,6 +214,7 @@ GEMM_COOP = KernelFamily(
         Problem(M=160, K=544, S=2, T=37, X=16, Y=16),
         Problem(M=320, K=96, S=3, T=70, X=16, Y=32),
         Problem(M=64, K=96, S=1, T=9, X=32, Y=16),
+        Problem(M=128, K=576, S=2, T=64, X=32, Y=32),
     ),
     default_problems=tuple(
         Problem(M=3072, K=768, S=1, T=256, X=x, Y=y)

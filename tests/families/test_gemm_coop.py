@@ -145,3 +145,40 @@ def test_nothing_is_written_behind_the_last_token(device, rng):
     for params in possible(device, F16, problem):
         found = run(device, GEMM_COOP, F16, params, problem, given)["out_y"]
         assert np.isfinite(found).all(), params
+
+
+@pytest.mark.vulkan
+@pytest.mark.glslang
+@pytest.mark.parametrize(
+    ("precision", "change", "m", "k", "t", "x", "y"),
+    [
+        (F16, {"SPLIT_GRID": 2}, 160, 288, 37, 16, 16),
+        (F16, {"SPLIT_GRID": 8}, 96, 1056, 19, 32, 32),
+        (NF4, {"SPLIT_GRID": 4, "BK": 64, "WM": 8}, 32, 544, 5, 16, 32),
+        (F16, {"SPLIT_GRID": 4, "BK": 32, "WM": 8, "PREFETCH": True}, 96, 544, 37, 32, 16),
+        (Q8, {"SPLIT_GRID": 2, "PREFETCH": True, "STAGES": 2}, 64, 288, 33, 16, 32),
+        (F16, {"EDGES": "aligned"}, 96, 96, 48, 16, 16),
+        (F16, {"EDGES": "aligned", "BK": 64, "WM": 8}, 64, 128, 32, 32, 32),
+        (BF16, {"EDGES": "aligned", "BM": 64, "BT": 32, "BK": 32}, 192, 96, 64, 16, 32),
+    ],
+    ids=str,
+)
+def test_parts_of_k_and_whole_tiles_are_right_with_every_epilogue(
+    device, rng, precision, change, m, k, t, x, y
+):
+    problem = Problem(M=m, K=k, S=3, T=t, X=x, Y=y)
+    (params,) = possible(device, precision, problem, [{**SMALL, **change}])[-1:]
+    assert change.items() <= params.items()
+    given = GEMM_COOP.inputs(problem, precision, rng)
+    expected = GEMM_COOP.oracle(problem, precision, given, {})
+    found = run(device, GEMM_COOP, precision, params, problem, given)
+    assert_close(GEMM_COOP, problem, found, expected, params)
+
+
+def test_a_kernel_of_whole_tiles_serves_no_others():
+    params = {**GEMM_COOP.space.declared_default, "EDGES": "aligned", "BM": 64, "BT": 32, "BK": 64}
+    serves = GEMM_COOP.signature(F16, params).serves
+    whole = Problem(M=128, K=192, S=1, T=64, X=32, Y=32)
+    assert serves(whole)
+    for dim, size in (("M", 96), ("T", 33), ("K", 160)):
+        assert not serves(Problem(**{**whole, dim: size}))
