@@ -30,6 +30,7 @@ from kernelforge.cli.bench_tables import document, percent, print_csv, print_tab
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.cli.progress import ProgressBar
+from kernelforge.cli.trace import TracedStep, add_trace, check_trace, show_traces, trace_tests
 from kernelforge.report.bench_journal import BENCH_FILE, BenchRecord, append_bench
 from kernelforge_runtime.errors import KernelForgeError
 
@@ -98,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reps", type=options.positive, default=5, metavar="N", help="repetitions (default: 5)"
     )
     parser.add_argument("--csv", action="store_true", help="print CSV instead of tables")
+    add_trace(parser)
     options.add(parser, "journal")
 
 
@@ -113,6 +115,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--device cpu has no kernels: bundles need a Vulkan device")
     if args.threads and args.device != CPU:
         raise UsageError("--threads is of --device cpu")
+    check_trace(args)
+    if args.trace and args.device == CPU:
+        raise UsageError("--device cpu has no dispatches: --trace needs a Vulkan device")
     if wrong := check_names(args.peer):
         raise UsageError(wrong)
     if args.peer and args.lora:
@@ -121,15 +126,17 @@ def run(args: argparse.Namespace) -> int:
     absent = Absent(output)
     path = options.model_file(args, output.note)
     _check(path, args.weights, args.quant, args.lora)
+    traces: list[TracedStep] = []
     if args.device == CPU:
         records, ceilings = _run_reference(args, path, absent), None
     else:
-        records, ceilings = _run_device(args, path, absent)
+        records, ceilings = _run_device(args, path, absent, traces)
     if args.csv:
         print_csv(records)
     else:
         print_tables(output, records)
-    output.document(document(records, ceilings, absent.reasons))
+    told = show_traces(args, output, traces)
+    output.document({**document(records, ceilings, absent.reasons), **told})
     return 0
 
 
@@ -202,7 +209,7 @@ def _run_reference(args: argparse.Namespace, path: Path, absent: Absent) -> list
 
 
 def _run_device(
-    args: argparse.Namespace, path: Path, absent: Absent
+    args: argparse.Namespace, path: Path, absent: Absent, traces: list[TracedStep]
 ) -> tuple[list[BenchRecord], Ceilings | None]:
     from kernelforge_runtime.vk import open_device
 
@@ -230,6 +237,8 @@ def _run_device(
                     known = [_device_facts(device, s, ceilings) for s in subjects]
                     known += [peer_facts(peer, known[0]) for peer in peers]
                     found = _measure(setting, model, [*subjects, *peers], note, known, bar)
+                    if args.trace:
+                        traces += trace_tests(model, setting.tests, note)
                 first = not records
                 append_bench(
                     folder / BENCH_FILE,

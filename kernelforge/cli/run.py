@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kernelforge.cli import options
+from kernelforge.cli.check_layers import check_layers, require_sound
 from kernelforge.cli.choice import add_choice, sampling_of
 from kernelforge.cli.loading import add_loading, loaded
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
-from kernelforge.cli.trace import trace_step
+from kernelforge.cli.trace import add_trace, check_trace, print_trace, trace_step, write_csv
 from kernelforge_runtime.bundle import BundleMatch, KernelSet
 from kernelforge_runtime.engine.generate import Statistics, generate
 from kernelforge_runtime.errors import ModelError
@@ -46,13 +46,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-state", metavar="FILE", help="save the state after the last token")
     parser.add_argument("--stats", action="store_true", help="say how fast it was, on stderr")
     parser.add_argument(
-        "--trace", action="store_true", help="time every dispatch of one more token, on stderr"
+        "--check",
+        action="store_true",
+        help="run the prompt alone and show how large values are behind every layer; fails, and "
+        "names the first layer, where one is NaN or infinite",
     )
+    add_trace(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Streams the text."""
     output = Output(args)
+    check_trace(args)
     prompt = _prompt(args)
     sampling = sampling_of(args)
     started = time.perf_counter()
@@ -62,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
         if located is not None and located.match is BundleMatch.EXACT and args.stats:
             output.note(located.reason)  # what is not exact was said while loading
         state = model.load_state(args.load_state) if args.load_state else model.new_state()
+        if args.check:
+            return _check(args, output, model, state, prompt)
         tokenizer = load_tokenizer(args.tokenizer, model.config.vocab)
         counted = Statistics()
         tokens, text = [], []
@@ -89,6 +96,21 @@ def run(args: argparse.Namespace) -> int:
                 **({"trace": traced} if traced is not None else {}),
             }
         )
+    return 0
+
+
+def _check(
+    args: argparse.Namespace,
+    output: Output,
+    model: Model | Reference,
+    state: State,
+    prompt: str | list[int],
+) -> int:
+    if isinstance(prompt, str):
+        prompt = load_tokenizer(args.tokenizer, model.config.vocab).encode(prompt)
+    told = check_layers(model, prompt, state, output)
+    output.document({"model": args.model, "check": told})
+    require_sound(told, args.model)
     return 0
 
 
@@ -168,18 +190,13 @@ def _print_stats(output: Output, stats: dict[str, Any]) -> None:
 
 def _trace(
     args: argparse.Namespace, output: Output, model: Model | Reference, state: State, token: int
-) -> Sequence[dict[str, Any]] | None:
+) -> dict[str, Any] | None:
     if not args.trace or not isinstance(model, Model):
         return None
-    steps = trace_step(model, state, token)
-    if not steps:
-        output.note(f"no trace: {model.device.info.name} has no timestamps on its queue")
-    for step in steps:
-        output.note(step.line())
-    if steps:
-        total = sum(step.ns for step in steps)
-        output.note(f"{len(steps)} dispatches, {total / 1e3:.1f} us in all")
-    return [step.to_json() for step in steps]
+    step = trace_step(model, [token], state.clone())
+    print_trace(output.note, step)
+    write_csv(args, [step])
+    return step.to_json()
 
 
 def _save(path: str, model: Model | Reference, state: State, last: int, pending: bool) -> None:

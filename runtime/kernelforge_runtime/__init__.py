@@ -10,7 +10,7 @@ from kernelforge_runtime.engine.engine import Engine
 from kernelforge_runtime.engine.generate import Piece, generate
 from kernelforge_runtime.engine.request import Event, Request
 from kernelforge_runtime.errors import KernelForgeError
-from kernelforge_runtime.models import Model, Reference, load_reference
+from kernelforge_runtime.models import Hidden, Magnitudes, Model, Reference, load_reference
 from kernelforge_runtime.models import load_model as _load_model
 from kernelforge_runtime.models.int8_dot import Int8Dot
 from kernelforge_runtime.models.loading import OnLoad
@@ -24,9 +24,11 @@ __all__ = [
     "Device",
     "Engine",
     "Event",
+    "Hidden",
     "Int8Dot",
     "KernelForgeError",
     "KernelSet",
+    "Magnitudes",
     "Model",
     "Piece",
     "Reference",

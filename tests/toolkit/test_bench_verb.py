@@ -19,6 +19,7 @@ from kernelforge.report.bench_journal import BENCH_FILE, read_bench
 from kernelforge_runtime.models import load_reference
 from tests.toolkit.cli_process import DEVICE, NO_VULKAN, kernelforge, one_line, workplace
 
+STEPS = ("prefill of 3 tokens", "decode of one token")
 SMALL = ("--pp", "3", "--tg", "4", "--reps", "2")
 
 
@@ -30,10 +31,20 @@ def compared(tmp_path_factory):
     done = kernelforge(
         "bench", place.model, "--device", DEVICE, "--weights", "f32,bf16", *SMALL,
         "--bundle", place.tuned / "generic", "--compare-bundle", "generic", "--json",
-        "--journal", folder, **place.env,
+        "--journal", folder, "--trace-csv", folder / "trace.csv", **place.env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), folder
+
+
+@pytest.mark.vulkan
+@pytest.mark.glslang
+def test_the_steps_of_every_test_are_traced_as_json_and_as_csv(compared):
+    told, folder = compared
+    expected = [f"{s}, {w}" for w in ("f32", "bf16") for s in STEPS]
+    assert [trace["step"] for trace in told["traces"]] == expected
+    rows = list(csv.DictReader(io.StringIO((folder / "trace.csv").read_text())))
+    assert len(rows) == sum(len(trace["dispatches"]) for trace in told["traces"]) > 40
 
 
 @pytest.mark.vulkan

@@ -60,11 +60,14 @@ def test_run_traces_every_dispatch_on_a_line_and_keeps_stdout_for_the_text():
         "run", place.model, "Hi", "--tokens", "2", "--seed", "1", "--trace", **place.env
     )
     assert found.returncode == 0, found.stderr
-    lines = [line for line in found.stderr.splitlines() if " us " in line]
-    assert [line.split()[0] for line in lines][:2] == ["emb.weight", "layer_norm"]
+    lines = found.stderr.splitlines()
+    heading = next(i for i, line in enumerate(lines) if line.startswith("dispatch "))
+    first = [line.split()[0] for line in lines[heading + 1 : heading + 3]]
+    assert first == ["emb.weight", "layer_norm"]
     assert "gemv/f16/" in found.stderr
-    assert " GB/s " in found.stderr
-    assert " us " not in found.stdout
+    assert " GB/s  GFLOP/s  " in lines[heading]
+    assert "us traced; untraced" in lines[-1]
+    assert "emb.weight" not in found.stdout
 
 
 def test_run_on_the_cpu_needs_neither_vulkan_nor_a_compiler_nor_a_bundle():

@@ -69,4 +69,7 @@ class ModelFile(Protocol):
         """Hands every weight to the op set; returns what `step` needs."""
 
     def step(self, ops: OpSet, weights: Any, full_output: bool) -> Any:
-        """The logits of every sequence's last token [B, rows], or of all tokens [T, rows]."""
+        """The logits of every sequence's last token [B, rows], or of all tokens [T, rows].
+
+        Says `ops.observe` behind each part of a block.
+        """

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +16,20 @@ from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models.base import ModelConfig
 from kernelforge_runtime.models.device_choice import Choice, ChoiceBuffers
 from kernelforge_runtime.models.formats import activation_format, formats_of
+from kernelforge_runtime.models.inputs import check_inputs
 from kernelforge_runtime.models.int8_dot import Int8Report
 from kernelforge_runtime.models.loading import OnLoad, counting
-from kernelforge_runtime.models.planned import Output, PlannedSteps
+from kernelforge_runtime.models.observed import ObservedStep, ObservedSteps
+from kernelforge_runtime.models.planned import Output
 from kernelforge_runtime.models.registry import recognise
 from kernelforge_runtime.models.resident import ResidentStates
 from kernelforge_runtime.models.step_size import BUCKETS, share, step_size
 from kernelforge_runtime.models.tokens import check_tokens
+from kernelforge_runtime.models.traced import TracedSteps
 from kernelforge_runtime.models.tuned_state import read_state_file, read_tuned_state
 from kernelforge_runtime.ops import VulkanOps
 from kernelforge_runtime.ops.builder import Call, PlanBuilder, Temporary
+from kernelforge_runtime.ops.observation import Observer
 from kernelforge_runtime.ops.vulkan_step import StepBuffers, StepSize
 from kernelforge_runtime.plan import Plan
 from kernelforge_runtime.plan.plan import Timing
@@ -50,7 +55,7 @@ class Step:
             self.work.close()
 
 
-class Model(PlannedSteps):
+class Model(ObservedSteps, TracedSteps):
     """A loaded model. Use it as a context manager, or close it.
 
     Attributes:
@@ -83,6 +88,7 @@ class Model(PlannedSteps):
         self.activations = activation_format(activations, self.config)
         self._ops = VulkanOps(device, kernels, self.formats, self.activations)
         self._steps: dict[tuple[StepSize, Output], Step] = {}
+        self._observed = {}
         self._buffers: StepBuffers | None = None
         self._choices: ChoiceBuffers | None = None
         if progress is not None:
@@ -135,10 +141,13 @@ class Model(PlannedSteps):
 
     def forward(
         self,
-        tokens: Sequence[int],
+        tokens: Sequence[int] = (),
         state: State | None = None,
         full_output: bool = False,
         chunk: int = max(BUCKETS),
+        *,
+        vectors: NDArray[Any] | None = None,
+        hidden: Observer | None = None,
     ) -> tuple[NDArray[np.float32], State]:
         """Runs tokens through the model, in chunks.
 
@@ -147,18 +156,29 @@ class Model(PlannedSteps):
             state: updated in place and returned; None starts anew. `clone` it first to keep it.
             full_output: logits of every token, [T, V], instead of the last one's, [V].
             chunk: tokens per step at most.
+            vectors: in place of tokens, [T, C]: what stands for rows of the embedding table as it
+                is in the file, so before `ln0`, which is applied to them.
+            hidden: is shown the residual stream behind layers; see Hidden and Magnitudes.
 
         Raises:
-            ModelError: a token is not in the vocabulary, or there is none.
+            ModelError: a token is not in the vocabulary, there is none, a vector is not finite, or
+                the observer wants what is not there.
         """
-        ids = check_tokens(tokens, self.config.vocab)
+        given = check_inputs(tokens, vectors, self.config, self.activations)
+        if hidden is not None:
+            hidden.begin(self.config.layers, self.config.version)
+        looked = vectors is not None or hidden is not None
         state = state if state is not None else self.new_state()
         size = max(1, min(chunk, max(BUCKETS)))
         output: Output = "full" if full_output else "last"
         pieces = []
-        for start in range(0, len(ids), size):
-            piece = ids[start : start + size]
-            step = self._advance([piece], [state], output)
+        step: Step | ObservedStep
+        for start in range(0, len(given), size):
+            piece = given.piece(start, size)
+            if looked:
+                step = self._advance_observed(piece, state, output, hidden)
+            else:
+                step = self._advance([piece.ids], [state], output)
             if full_output:
                 pieces.append(self._logits(step, len(piece)))
         if full_output:
@@ -293,7 +313,7 @@ class Model(PlannedSteps):
         plan.wait()
         self.wait_ns += time.perf_counter_ns() - started
 
-    def _logits(self, step: Step, count: int) -> NDArray[np.float32]:
+    def _logits(self, step: Step | ObservedStep, count: int) -> NDArray[np.float32]:
         assert step.work is not None
         rows = step.logits
         found = step.work.download(np.float32, (count, rows.shape[-1]), rows.offset)
@@ -333,6 +353,7 @@ class Model(PlannedSteps):
         for step in self._steps.values():
             step.close()
         self._steps.clear()
+        self._forget_observed()
 
     # What tools ask
 
@@ -340,20 +361,6 @@ class Model(PlannedSteps):
         """Runs with these kernels from here on; they must take the weights as they lie."""
         self._forget_steps()
         self.kernels = self._ops.kernels = kernels
-
-    def trace(self, token: int, state: State) -> list[tuple[Call, float]]:
-        """Runs one token with a timestamp after every dispatch: (call, ns) in order.
-
-        The state moves on as in `greedy`. Empty times where the queue has no timestamps.
-        """
-        size = self._place([check_tokens([token], self.config.vocab)], [state])
-        step = self._record(size, "greedy", "each")
-        try:
-            step.plan.run()
-            state.position += 1
-            return list(zip(step.calls, step.plan.dispatch_ns(), strict=False))
-        finally:
-            step.close()
 
     @property
     def weight_bytes(self) -> int:
@@ -365,6 +372,7 @@ class Model(PlannedSteps):
         if hasattr(self, "_resident"):
             self._resident.move_out()
         self._forget_steps()
+        self._close_observed()
         self._ops.close()
         if self._buffers is not None:
             self._buffers.close()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kernelforge_runtime.models.base import ModelConfig
 from kernelforge_runtime.models.formats import activation_format, formats_of
+from kernelforge_runtime.models.inputs import Inputs, check_inputs
 from kernelforge_runtime.models.registry import recognise
-from kernelforge_runtime.models.tokens import check_tokens
 from kernelforge_runtime.models.tuned_state import read_state_file, read_tuned_state
 from kernelforge_runtime.ops import NumpyOps
+from kernelforge_runtime.ops.observation import Observer, places
 from kernelforge_runtime.state import State
 from kernelforge_runtime.weights import Checkpoint
 from kernelforge_runtime.weights.adapters import Adapter, open_model
@@ -72,7 +74,13 @@ class Reference:
         """Nothing to do: states are on the host."""
 
     def forward(
-        self, tokens: Sequence[int], state: State | None = None, full_output: bool = False
+        self,
+        tokens: Sequence[int] = (),
+        state: State | None = None,
+        full_output: bool = False,
+        *,
+        vectors: NDArray[Any] | None = None,
+        hidden: Observer | None = None,
     ) -> tuple[NDArray[np.float32], State]:
         """Runs tokens through the model.
 
@@ -80,25 +88,43 @@ class Reference:
             tokens: ids, at least one.
             state: updated in place and returned; None starts anew.
             full_output: logits of every token, [T, V], instead of the last one's, [V].
+            vectors: in place of tokens; see Model.forward.
+            hidden: is shown the residual stream behind layers; see Hidden and Magnitudes.
 
         Raises:
-            ModelError: a token is not in the vocabulary, or there is none.
+            ModelError: a token is not in the vocabulary, there is none, a vector is not finite, or
+                the observer wants what is not there.
         """
-        ids = check_tokens(tokens, self.config.vocab)
+        given = check_inputs(tokens, vectors, self.config, self.activations)
+        if hidden is not None:
+            hidden.begin(self.config.layers, self.config.version)
         state = state if state is not None else self.new_state()
         state.check(self.config.version, self.config.states, self.hash)
         outputs = []
-        for start in range(0, len(ids), CHUNK):
-            piece = ids[start : start + CHUNK]
+        for start in range(0, len(given), CHUNK):
+            piece = given.piece(start, CHUNK)
             state.reserve(self.config.states, len(piece))
-            self._ops.tokens, self._ops.state = piece, state.arrays
+            self._ops.tokens, self._ops.state = piece.ids, state.arrays
             self._ops.position = state.position
-            logits = self._file.step(self._ops, self._weights, full_output)
+            logits = self._step(piece, full_output, hidden)
             state.position += len(piece)
             outputs.append(logits[:, : self.config.vocab])
         if full_output:
             return np.concatenate(outputs).astype(np.float32), state
         return outputs[-1][-1].astype(np.float32), state
+
+    def _step(self, piece: Inputs, full_output: bool, hidden: Observer | None) -> NDArray[Any]:
+        """One step over the op set's tokens, or over vectors in their place."""
+        ops = self._ops
+        ops.given, ops.marks = piece.rows, [] if hidden is not None else None
+        try:
+            logits: NDArray[Any] = self._file.step(ops, self._weights, full_output)
+            for place, mark in zip(places(ops.marks or []), ops.marks or [], strict=True):
+                if hidden is not None and hidden.wants(place):
+                    hidden.see(place, np.array(mark.x * mark.scale, np.float32))
+        finally:
+            ops.given = ops.marks = None
+        return logits
 
     def forward_batch(
         self, tokens: Sequence[Sequence[int]], states: Sequence[State | None] | None = None

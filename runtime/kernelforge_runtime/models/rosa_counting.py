@@ -106,7 +106,9 @@ class RosaCounting:
         for i, (product, rosa) in each_block(ops, weights.layers):
             if product is not None:
                 x = product.apply(ops, x)
+                ops.observe(i, "product", x)
             x = rosa.add(ops, x, i)
+            ops.observe(i, "rosa", x)
         return weights.head.apply(ops, x if full_output else ops.last_tokens(x))
 
 

@@ -89,7 +89,9 @@ class RosaLm:
         x = weights.frame.enter(ops)
         for i, (rosa, channel_mix) in frame.each_block(ops, weights.layers):
             x = rosa.add(ops, x, rosa.read_out(ops, x, 2 * i, i))
+            ops.observe(i, "rosa", x)
             x = channel_mix.add(ops, x, 2 * i + 1)
+            ops.observe(i, "channel mix", x)
         return weights.frame.leave(ops, x, full_output)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models.base import ModelConfig
-from kernelforge_runtime.models.blocks import frame, receptance
+from kernelforge_runtime.models.blocks import frame, receptance, rescale
 from kernelforge_runtime.models.schema import Schema, TensorReader
 from kernelforge_runtime.ops import OpSet
 from kernelforge_runtime.state import StateSpec
@@ -127,7 +127,9 @@ class Rwkv4:
         x = weights.frame.enter(ops)
         for i, (time_mix, channel_mix) in frame.each_block(ops, weights.layers):
             x = time_mix.add(ops, x, i)
+            ops.observe(i, "time mix", x, rescale.stream_scale(ops, i))
             x = channel_mix.add(ops, x, 2 * i + 1)
+            ops.observe(i, "channel mix", x, rescale.stream_scale(ops, i + 1))
         return weights.frame.leave(ops, x, full_output)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models.base import ModelConfig
-from kernelforge_runtime.models.blocks import eagle, frame, receptance
+from kernelforge_runtime.models.blocks import eagle, frame, receptance, rescale
 from kernelforge_runtime.models.blocks.options import group_norm_eps
 from kernelforge_runtime.models.schema import Schema, TensorReader
 from kernelforge_runtime.ops import OpSet
@@ -171,7 +171,9 @@ class Rwkv5:
         x = weights.frame.enter(ops)
         for i, (time_mix, channel_mix) in frame.each_block(ops, weights.layers):
             x = time_mix.add(ops, x, i)
+            ops.observe(i, "time mix", x, rescale.stream_scale(ops, i))
             x = channel_mix.add(ops, x, 2 * i + 1)
+            ops.observe(i, "channel mix", x, rescale.stream_scale(ops, i + 1))
         return weights.frame.leave(ops, x, full_output)
 
 

@@ -67,7 +67,9 @@ class Rwkv7:
         for i, (time_mix, channel_mix) in frame.each_block(ops, weights.layers):
             y, v_first = time_mix.read_out(ops, x, v_first, 2 * i, i)
             x = time_mix.add(ops, x, y)
+            ops.observe(i, "time mix", x)
             x = channel_mix.add(ops, x, 2 * i + 1)
+            ops.observe(i, "channel mix", x)
         return weights.frame.leave(ops, x, full_output)
 
 

@@ -112,8 +112,11 @@ class Rwkv7Rosa:
             found = layer.rosa.read_out(ops, x, SHIFTS * i + 2, i)
             y, v_first = layer.time_mix.read_out(ops, x, v_first, SHIFTS * i, i)
             x = layer.time_mix.add(ops, x, y)
+            ops.observe(i, "time mix", x)
             x = layer.rosa.add(ops, x, found)
+            ops.observe(i, "rosa", x)
             x = layer.channel_mix.add(ops, x, SHIFTS * i + 1)
+            ops.observe(i, "channel mix", x)
         x = ops.layer_norm(x, *weights.norm, last=not full_output)
         return weights.head.apply(ops, x)
 

@@ -13,7 +13,9 @@ from kernelforge_runtime.abi.rosa import NO_MATCH
 from kernelforge_runtime.abi.route import ROUTE_ROWS
 from kernelforge_runtime.dtypes import F16, F32, QUANTIZED, DType, decode, encode
 from kernelforge_runtime.ops import numpy_recurrence, numpy_rosa
+from kernelforge_runtime.ops.given_rows import refuse_vectors
 from kernelforge_runtime.ops.numpy_quantized import QuantizedRows, Workers
+from kernelforge_runtime.ops.observation import EMBEDDING, EMBEDDING_PART, Mark
 from kernelforge_runtime.ops.vocabulary import Activation, LazyRows, Part, Weight
 from kernelforge_runtime.quantize import matrix_format
 from kernelforge_runtime.weight_formats import WeightFormats
@@ -42,6 +44,8 @@ class NumpyOps:
         state: arrays by name, updated in place.
         tokens: the step's token ids, [T].
         position: tokens that the sequence had consumed before.
+        given: rows [T, C] in place of the embedding's, where a step has vectors and no tokens.
+        marks: what was observed in the step; None where nobody looks.
         activations: F16 rounds the residual stream and the inputs of products to float16.
         workers: threads that quantised products are shared among.
         weight_bytes: memory of the weights.
@@ -61,9 +65,16 @@ class NumpyOps:
         self.state: Mapping[str, Array] = {}
         self.tokens: Array = np.zeros(0, np.int64)
         self.position = 0
+        self.given: Array | None = None
+        self.marks: list[Mark] | None = None
 
     def block(self, index: int | None) -> None:
         """Nothing is counted here."""
+
+    def observe(self, block: int, part: str, x: Array, scale: float = 1.0) -> None:
+        """Notes it, where somebody looks."""
+        if self.marks is not None:
+            self.marks.append(Mark(block, part, x, scale))
 
     # Weights
 
@@ -121,16 +132,21 @@ class NumpyOps:
     ) -> Array:
         """Plain indexing, [T, C]; a token without a match has a row of zeros."""
         if tokens is None:
-            rows = table[self.tokens].astype(self.dtype, copy=False)
+            rows = table[self.tokens] if self.given is None else self.given
+            rows = rows.astype(self.dtype, copy=False)
         else:
             ids = tokens.reshape(-1)
             found = ids != NO_MATCH
             rows = table[np.where(found, ids, 0)].astype(self.dtype, copy=False)
             rows = np.where(found[:, None], rows, self.dtype.type(0))
-        return self._activation(rows if add_to is None else add_to + rows)
+        x = self._activation(rows if add_to is None else add_to + rows)
+        if tokens is None:
+            self.observe(EMBEDDING, EMBEDDING_PART, x)
+        return x
 
     def host_rows(self, tables: Sequence[LazyRows]) -> Array:
         """[T, layers * columns]."""
+        refuse_vectors(self.given is not None)
         return np.concatenate([t.rows(self.tokens) for t in tables], -1).astype(self.dtype)
 
     # Norms and mixes
@@ -305,6 +321,7 @@ class NumpyOps:
 
     def rosa(self, x: Array | None, bits: int, state: str, index: int) -> Array:
         """u32 [T, streams]."""
+        refuse_vectors(x is None and self.given is not None)
         history = self.state[state][index]
         roles, streams, _ = history.shape
         given = (

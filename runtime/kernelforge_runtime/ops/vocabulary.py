@@ -93,6 +93,18 @@ class OpSet(Protocol):
     def block(self, index: int | None) -> None:
         """What follows belongs to this block of the model, or to none: for whoever counts."""
 
+    def observe(self, block: int, part: str, x: Tensor, scale: float = 1.0) -> None:
+        """Behind this part of the block the residual stream is x [T, C]: for whoever looks at it.
+
+        Every model file says so behind each part; see `ops.observation`.
+
+        Args:
+            block: from 0.
+            part: `time mix`, `channel mix` and so on.
+            x: the stream.
+            scale: what x is multiplied by to be what it is in float32; see RESCALE_EVERY.
+        """
+
     # Weights
 
     def vector(self, values: NDArray[np.float32]) -> Vector:

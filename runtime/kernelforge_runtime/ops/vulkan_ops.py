@@ -10,11 +10,14 @@ from kernelforge_runtime.bundle.select import KernelSet
 from kernelforge_runtime.dtypes import F32, DType
 from kernelforge_runtime.ops.builder import Temporary
 from kernelforge_runtime.ops.device_weights import DeviceMatrix, DeviceVector, part_of
+from kernelforge_runtime.ops.given_rows import refuse_vectors
 from kernelforge_runtime.ops.host_rows import HostRows
+from kernelforge_runtime.ops.observation import EMBEDDING, EMBEDDING_PART
 from kernelforge_runtime.ops.vocabulary import LazyRows, Weight
 from kernelforge_runtime.ops.vulkan_fused import Fusions
 from kernelforge_runtime.ops.vulkan_norm_products import NormProducts
 from kernelforge_runtime.ops.vulkan_rosa import Rosa
+from kernelforge_runtime.ops.vulkan_step import Tensor
 from kernelforge_runtime.vk import Buffer, Device
 from kernelforge_runtime.weight_formats import WeightFormats
 
@@ -49,8 +52,12 @@ class VulkanOps(NormProducts, Fusions, Rosa):
         table: DeviceMatrix,
         tokens: Temporary | None = None,
         add_to: Temporary | None = None,
-    ) -> Temporary:
+    ) -> Tensor:
         """[T, C]; a table beyond the binding limit goes in pages."""
+        if tokens is None and self.given is not None:
+            given = self.given.tensor(self._tokens)
+            self.observe(EMBEDDING, EMBEDDING_PART, given)
+            return given
         out = add_to if add_to is not None else self._stream(self._tokens, table.k)
         row_bytes = table.format.nbytes(table.k)
         for first, rows in self._pages(table.rows, row_bytes):
@@ -66,10 +73,13 @@ class VulkanOps(NormProducts, Fusions, Rosa):
                 table.label,
                 table.format.name,
             )
+        if tokens is None:
+            self.observe(EMBEDDING, EMBEDDING_PART, out)
         return out
 
     def host_rows(self, tables: HostRows) -> DeviceVector:
         """[T, layers * columns], written by the host before the step."""
+        refuse_vectors(self.given is not None)
         return tables.tensor(self._tokens)
 
     def last_tokens(self, x: Temporary) -> Temporary:
@@ -88,7 +98,7 @@ class VulkanOps(NormProducts, Fusions, Rosa):
 
     def layer_norm(
         self,
-        x: Temporary,
+        x: Tensor,
         weight: DeviceVector,
         bias: DeviceVector,
         eps: float = 1e-5,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.ops.builder import Temporary
 from kernelforge_runtime.ops.device_weights import DeviceVector
+from kernelforge_runtime.ops.given_rows import refuse_vectors
 from kernelforge_runtime.ops.vulkan_step import StepWriter
 
 
@@ -13,6 +14,7 @@ class Rosa(StepWriter):
 
     def rosa(self, x: Temporary | None, bits: int, state: str, index: int) -> Temporary:
         """u32 [T, streams]."""
+        refuse_vectors(x is None and self.given is not None)
         kept = self.state[state]
         roles, streams, words = kept.shape
         history, sequences = kept.entry(index), self._size.sequences

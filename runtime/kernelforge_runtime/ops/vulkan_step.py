@@ -17,6 +17,8 @@ from kernelforge_runtime.errors import PlanError
 from kernelforge_runtime.ops.builder import Operand, PlanBuilder, Temporary
 from kernelforge_runtime.ops.device_state import DeviceState
 from kernelforge_runtime.ops.device_weights import DeviceVector, DeviceWeights, part_of
+from kernelforge_runtime.ops.given_rows import GivenRows
+from kernelforge_runtime.ops.observation import Mark
 from kernelforge_runtime.ops.weight_layout import choose_layouts
 from kernelforge_runtime.vk import Buffer, BufferSlice, Device
 from kernelforge_runtime.weight_formats import WeightFormats
@@ -81,6 +83,8 @@ class StepWriter:
         store: the weights.
         state: device memory of the recurrent state by name.
         activations: F32 or F16.
+        marks: what was observed in the step.
+        given: rows in place of the embedding's, where a step has vectors and no tokens.
     """
 
     def __init__(
@@ -99,6 +103,8 @@ class StepWriter:
         self._buffers: StepBuffers | None = None
         self._aside: dict[str, Buffer] = {}
         self._carried: dict[str, list[int]] = {}
+        self.marks: list[Mark] = []
+        self.given: GivenRows | None = None
 
     def vector(self, values: NDArray[np.float32]) -> DeviceVector:
         """Uploads a small tensor in float32."""
@@ -107,7 +113,7 @@ class StepWriter:
     def begin(self, size: StepSize, buffers: StepBuffers) -> None:
         """Starts writing down a step."""
         self._builder, self._size, self._buffers = PlanBuilder(self.kernels), size, buffers
-        self._carried = {}
+        self._carried, self.marks = {}, []
 
     def finish(self) -> PlanBuilder:
         """Ends the step: what was carried aside moves into the state. Returns the builder."""
@@ -133,6 +139,10 @@ class StepWriter:
     def block(self, index: int | None) -> None:
         """Calls from here on belong to this block."""
         self._builder.block = index
+
+    def observe(self, block: int, part: str, x: Tensor, scale: float = 1.0) -> None:
+        """Notes how many calls were before it."""
+        self.marks.append(Mark(block, part, x, scale, len(self._builder.calls)))
 
     def _call(
         self,

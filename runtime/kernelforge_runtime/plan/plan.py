@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -44,6 +45,7 @@ class Plan:
         self.dispatches = tuple(self._scratch.completed(d) for d in dispatches)
         self.timing: Timing = timestamps
         self.clock = "timestamp" if device.info.timestamp_bits else "host"
+        self._barriers: list[bool] = []
         self._host_ns = 0.0
         self._started = 0.0
         self._ran = False
@@ -68,7 +70,7 @@ class Plan:
             for i in with_sets:
                 sets[i] = self._descriptors.bind(pipelines[i].set_layout, bound[i])
         if self.timing != "none" and self.clock == "timestamp":
-            count = 2 if self.timing == "ends" else len(self.dispatches) + 1
+            count = 2 if self.timing == "ends" else 2 * len(self.dispatches) + 1
             self._pool = TimestampPool(device, count)
         self._commands = commands = CommandBuffer(device, self.name)
         commands.begin()
@@ -77,14 +79,23 @@ class Plan:
             commands.timestamp(self._pool, 0)
         hazards = _Hazards()
         for i, dispatch in enumerate(self.dispatches):
-            if hazards.between(dispatch, bound[i]):
+            waits = hazards.between(dispatch, bound[i])
+            self._barriers.append(waits)
+            if waits:
                 commands.barrier()
+            if self._pool is not None and self.timing == "each":
+                commands.timestamp(self._pool, 2 * i + 1)
             commands.dispatch(pipelines[i], sets[i], dispatch.push(), dispatch.counts(device.info))
             if self._pool is not None and self.timing == "each":
-                commands.timestamp(self._pool, i + 1)
+                commands.timestamp(self._pool, 2 * i + 2)
         if self._pool is not None and self.timing == "ends":
             commands.timestamp(self._pool, 1)
         commands.end()
+
+    @property
+    def barriers(self) -> int:
+        """How many barriers stand between the dispatches."""
+        return sum(self._barriers)
 
     def submit(self) -> None:
         """Starts a run; wait for it before the next one."""
@@ -122,12 +133,23 @@ class Plan:
         return float(self._pool.read_ns()[-1])
 
     def dispatch_ns(self) -> list[float]:
-        """Time of each dispatch of the last run; needs `timestamps="each"` and that clock."""
+        """Time of each dispatch of the last run; needs `timestamps="each"` and that clock.
+
+        A timestamp stands on either side of it, so that what it waits for is not counted.
+        """
+        return [float(t) for t in self._gaps()[1::2]]
+
+    def barrier_ns(self) -> list[float]:
+        """Time from the end of one dispatch to the start of the next; NaN where no barrier is."""
+        gaps = self._gaps()[::2]
+        return [float(t) if b else math.nan for t, b in zip(gaps, self._barriers, strict=False)]
+
+    def _gaps(self) -> NDArray[np.float64]:
+        """Times between timestamps of the last run: before a dispatch, of it, before the next."""
         self._timed()
         if self._pool is None or self.timing != "each":
-            return []
-        stamps: NDArray[np.float64] = self._pool.read_ns()
-        return [float(t) for t in np.diff(stamps)]
+            return np.zeros(0)
+        return np.diff(self._pool.read_ns())
 
     def _timed(self) -> None:
         # A driver asked for a timestamp that was never written waits for it, for ever.

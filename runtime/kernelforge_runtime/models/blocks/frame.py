@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from kernelforge_runtime.models.schema import TensorReader
 from kernelforge_runtime.ops import OpSet, Part
+from kernelforge_runtime.ops.observation import EMBEDDING
 
 T = TypeVar("T")
 
@@ -45,7 +46,9 @@ class Frame:
 
     def enter(self, ops: OpSet) -> Any:
         """The residual stream before the first block, [T, C]."""
-        return ops.layer_norm(ops.embedding(self.embedding), *self.ln0)
+        x = ops.layer_norm(ops.embedding(self.embedding), *self.ln0)
+        ops.observe(EMBEDDING, "first norm", x)
+        return x
 
     def leave(self, ops: OpSet, x: Any, full_output: bool) -> Any:
         """The logits."""

@@ -17,6 +17,11 @@ def output_scale(ops: OpSet, block: int) -> float:
     return float(0.5 ** (block // RESCALE_EVERY)) if ops.activations == F16 else 1.0
 
 
+def stream_scale(ops: OpSet, block: int) -> float:
+    """What the residual stream before this block is multiplied by to be what it is in float32."""
+    return 1.0 / output_scale(ops, block)
+
+
 def halves(ops: OpSet, block: int) -> bool:
     """Whether the residual stream is halved after this block."""
     return ops.activations == F16 and (block + 1) % RESCALE_EVERY == 0
