@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernelforge import __version__
 from kernelforge.cli import options
+from kernelforge.cli.bench_operations import operation_facts
 from kernelforge.cli.bench_peers import (
     Absent,
     PeerSubject,
@@ -337,6 +338,7 @@ def _device_facts(device: Device, subject: Subject, ceilings: Ceilings | None) -
         "kernels": describe_kernels(model),
         "touched_bytes": touched_bytes(model),
         "dispatches": len(model.calls(1)),
+        "weight_bytes": model.weight_bytes,
         "read_gbps": ceilings.read_gbps if ceilings else float("nan"),
     }
 
@@ -346,10 +348,11 @@ def _step_facts(subject: Subject | PeerSubject, test: str, tokens: int) -> dict[
     from kernelforge_runtime.models import Model
 
     model = getattr(subject, "model", None)
-    if not isinstance(model, Model):
+    if not isinstance(model, Model) or isinstance(subject, PeerSubject):
         return {}
     count = model.dispatches(1 if test == "tg" else tokens)
-    return {"step_dispatches": count.total, "layer_dispatches": round(count.per_block, 3)}
+    facts = {"step_dispatches": count.total, "layer_dispatches": round(count.per_block, 3)}
+    return facts | (operation_facts(model, subject.state) if test == "tg" else {})
 
 
 def _measure(

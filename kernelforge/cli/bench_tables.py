@@ -68,9 +68,11 @@ def print_csv(records: Sequence[BenchRecord]) -> None:
     """One line per test and bundle; repetitions in one cell, separated by spaces."""
     extra = ("median", "mean", "spread")
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow([*records[0].to_json(), *extra])
-    for record in records:
+    for i, record in enumerate(records):
         data = record.to_json()
+        del data["operations"]  # a table of its own: `kernelforge report`
+        if i == 0:
+            writer.writerow([*data, *extra])
         data["tok_per_s"] = " ".join(map(str, data["tok_per_s"]))
         found = [getattr(record, name) for name in extra]
         rounded = [round(value, 4) if math.isfinite(value) else None for value in found]

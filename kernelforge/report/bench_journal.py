@@ -26,6 +26,23 @@ BENCH_FILE = "bench.jsonl"
 
 
 @dataclass(frozen=True)
+class Operation:
+    """One operation of a decoded token, all layers added up.
+
+    Attributes:
+        name: the weight or state that it works on, without its layer.
+        family: of its kernel.
+        count: dispatches per token.
+        us: of all of them, microseconds.
+    """
+
+    name: str
+    family: str
+    count: int
+    us: float
+
+
+@dataclass(frozen=True)
 class BenchRecord:
     """One test of one model with one bundle: `pp256`, prefill of 256 tokens, or `tg64`, decode.
 
@@ -50,6 +67,10 @@ class BenchRecord:
         step_dispatches: of a step of this test: one token, or the prompt's first chunk.
         layer_dispatches: of these, per layer of the model, the mean.
         read_gbps: measured read bandwidth of the device at the time.
+        weight_bytes: of the whole model on the device; 0 where unknown.
+        operations: of decoding: where a token's time goes; empty where not looked at.
+        operations_from: "traced", by timestamps on the device, or "packed", by the times that the
+            bundle gives its kernels.
         peer: another engine's name; then `bundle` is its version. "" of ours.
     """
 
@@ -77,6 +98,9 @@ class BenchRecord:
     layer_dispatches: float = 0.0
     read_gbps: float = math.nan
     kernelforge: str = ""
+    weight_bytes: int = 0
+    operations: tuple[Operation, ...] = ()
+    operations_from: str = ""
     peer: str = ""
 
     @property
@@ -136,9 +160,17 @@ class BenchRecord:
                 if values.get(name, 0) is None:
                     values[name] = math.nan
             values["tok_per_s"] = tuple(float(v) for v in values["tok_per_s"])
+            values["operations"] = tuple(_operation(o) for o in values.get("operations", ()))
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise ReportError(f"no bench record: {type(error).__name__}: {error}") from error
+
+
+def _operation(data: Mapping[str, Any]) -> Operation:
+    us = float(data["us"])
+    if not 0 <= us < math.inf:
+        raise ValueError(f"an operation of {us} us")
+    return Operation(str(data["name"]), str(data["family"]), int(data["count"]), us)
 
 
 def paired(tuned: BenchRecord, other: BenchRecord) -> statistics.Interval:

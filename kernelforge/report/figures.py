@@ -10,14 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kernelforge.report.cells import microseconds, number, percent
 from kernelforge.report.frame import Frame
 from kernelforge.report.kernels import KernelRow
 from kernelforge.report.models import ModelRow
-from kernelforge.report.tables import microseconds, number, percent
 
 _LONGEST = 86.0
 """Percent of the width that the longest bar takes; the rest is for its label."""
-_KINDS = {"gemv": "gemv", "norm_gemv": "gemv", "gemm": "gemm", "wkv7": "wkv"}
 KIND_TITLES = {
     "gemm": "matrix × matrix",
     "gemv": "matrix × vector",
@@ -248,12 +247,8 @@ def roofline(frame: Frame) -> Roofline | None:
     )
 
 
-def histories(frame: Frame) -> list[History]:
-    """The course of every search that a journal tells of."""
-    return [_history(row) for row in frame.kernels if len(row.history) > 1]
-
-
-def _history(row: KernelRow) -> History:
+def history(row: KernelRow) -> History:
+    """The course of one search of at least two trials."""
     finite = [v for v in row.history if math.isfinite(v)]
     low = math.log(min(finite)) if finite else 0.0
     high = math.log(max(finite)) if finite else 1.0
@@ -295,7 +290,8 @@ def _place(row: KernelRow) -> tuple[float, float] | None:
 
 
 def _kind(row: KernelRow) -> str:
-    return _KINDS.get(row.family, "rest")
+    """By the family's name, so that a new one of a kind needs no entry."""
+    return next((kind for kind in ("gemm", "gemv", "wkv") if kind in row.family), "rest")
 
 
 def _decades(values: Sequence[float]) -> tuple[int, int]:

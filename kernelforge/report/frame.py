@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 import subprocess
 from collections.abc import Sequence
@@ -25,8 +24,11 @@ from kernelforge.report.comparisons import (
     peer_rows,
     product_rows,
 )
+from kernelforge.report.families import FamilyRow, family_rows, generic_variants
+from kernelforge.report.formats import FormatRow, format_rows
 from kernelforge.report.kernels import KernelRow, kernel_rows
 from kernelforge.report.models import ModelRow, model_rows
+from kernelforge.report.operations import TokenTime, token_times
 from kernelforge.tune.journal import read_journal
 from kernelforge_runtime.bundle import Bundle, Fingerprint, open_bundle
 
@@ -57,6 +59,9 @@ class Frame:
         peers: a row per test that another engine took turns in.
         products: a row per square matrix product.
         matmul: what another library's product reached; None where not measured.
+        families: a row per family and precision.
+        tokens: where the time of a token goes, per model, weights and bundle.
+        formats: a row per weight format that was compared with others.
         time: of the newest record, UTC; "" where no record has one.
         provenance: what made the numbers, label to text.
         commands: that make them again.
@@ -74,6 +79,9 @@ class Frame:
     peers: tuple[PeerRow, ...]
     products: tuple[ProductRow, ...]
     matmul: MatmulLimits | None
+    families: tuple[FamilyRow, ...]
+    tokens: tuple[TokenTime, ...]
+    formats: tuple[FormatRow, ...]
     time: str
     provenance: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
@@ -97,7 +105,7 @@ def gather(folder: Path, slug: str, bundle: Path | None = None, model: str | Non
     opened = open_bundle(bundle) if bundle is not None else None
     ceilings = _ceilings(folder, bench_ceilings, opened)
     entries = opened.manifest.entries if opened else ()
-    kernels = kernel_rows(measurements, entries, ceilings)
+    kernels = kernel_rows(measurements, entries, ceilings, generic_variants())
     models = model_rows([bench for bench in benches if not bench.peer], model)
     matmul = _matmul(folder / BENCH_FILE)
     if not kernels and not models:
@@ -118,6 +126,9 @@ def gather(folder: Path, slug: str, bundle: Path | None = None, model: str | Non
         peers=tuple(peer_rows(benches, model)),
         products=tuple(product_rows(kernels, matmul)),
         matmul=matmul,
+        families=tuple(family_rows(measurements, kernels)),
+        tokens=tuple(token_times(models)),
+        formats=tuple(format_rows(folder, model)),
         time=time,
         provenance=_provenance(opened, measurements, benches, time),
         commands=_commands(slug, kernels, models),
@@ -291,9 +302,3 @@ def _commands(
 def _lengths(records: Sequence[BenchRecord], kind: str) -> str:
     found = sorted({int(r.test[2:]) for r in records if r.test.startswith(kind)})
     return ",".join(map(str, found)) or "0"
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """Of the finite ones; NaN of none."""
-    logs = [math.log(v) for v in values if math.isfinite(v) and v > 0]
-    return math.exp(math.fsum(logs) / len(logs)) if logs else math.nan

@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from kernelforge.report import figures, summary
+from kernelforge.report.cells import Table, number
+from kernelforge.report.family_figures import family_figures, token_charts
 from kernelforge.report.frame import Frame
-from kernelforge.report.tables import Table, number
 
 
 def render_page(frame: Frame, tables: list[Table]) -> str:
     """The HTML text."""
-    by_name: dict[str, Table | None] = dict.fromkeys(
-        ("kernels", "models", "peers", "products", "ceilings", "history")
-    )
+    names = (
+        "kernels", "models", "peers", "products", "ceilings", "history", "families",
+        "importance", "heat", "operations", "formats",
+    )  # fmt: skip
+    by_name: dict[str, Table | None] = dict.fromkeys(names)
     by_name.update({table.name: table for table in tables})
     limits = frame.ceilings
+    charts: dict[str, object] = {
+        "models": figures.model_charts(frame),
+        "speedups": figures.speedups(frame),
+        "roofline": figures.roofline(frame),
+        "shares": figures.shares(frame),
+        "families": family_figures(frame.families),
+        "tokens": token_charts(frame.tokens, frame.slug),
+    }
     return render(
         "page.html.j2",
         frame=frame,
         tables=by_name,
         tiles=summary.tiles(frame),
-        charts={
-            "models": figures.model_charts(frame),
-            "speedups": figures.speedups(frame),
-            "roofline": figures.roofline(frame),
-            "shares": figures.shares(frame),
-            "histories": figures.histories(frame),
-        },
+        charts=charts,
+        sections=_sections(charts, by_name),
         sentences={
             "models": summary.model_sentence(frame),
             "speedups": summary.speedup_sentence(frame),
@@ -42,6 +49,25 @@ def render_page(frame: Frame, tables: list[Table]) -> str:
             "compute": number(limits.fma_gflops) if limits else "",
         },
     )
+
+
+def _sections(
+    charts: Mapping[str, object], tables: Mapping[str, Table | None]
+) -> list[tuple[str, str]]:
+    """Anchors and titles of what the page has, in its order."""
+    wanted = (
+        ("models", "Models", charts["models"]),
+        ("tokens", "A token's time", charts["tokens"]),
+        ("formats", "Weight formats", tables["formats"]),
+        ("peers", "Other engines", tables["peers"]),
+        ("speedups", "Speedups", charts["speedups"]),
+        ("roofline", "Roofline", charts["roofline"]),
+        ("families", "Families", tables["families"]),
+        ("kernels", "Kernels", tables["kernels"]),
+        ("device", "Device", True),
+        ("provenance", "Provenance", True),
+    )
+    return [(anchor, title) for anchor, title, there in wanted if there]
 
 
 def render(template: str, **values: object) -> str:

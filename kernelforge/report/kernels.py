@@ -7,7 +7,7 @@ asked; a bundle alone still tells the winner, its time and the default's.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from kernelforge.errors import SpaceError
@@ -41,6 +41,7 @@ class KernelRow:
             where unknown.
         origin: who proposed the winner, see `Measurement`; empty where unknown.
         samples: behind the median; 0 where unknown.
+        generic_ns: time of the generic bundle's kernel; NaN where it was not measured here.
     """
 
     family: str
@@ -59,11 +60,17 @@ class KernelRow:
     good_trial: int = 0
     origin: str = ""
     samples: int = 0
+    generic_ns: float = math.nan
 
     @property
     def name(self) -> str:
         """`gemv f16 M768.K192.S1`."""
         return f"{self.family} {self.precision} {self.problem}"
+
+    @property
+    def over_generic(self) -> float:
+        """How many times faster than the generic bundle's kernel; NaN where not measured."""
+        return self.generic_ns / self.median_ns
 
     @property
     def speedup(self) -> float:
@@ -75,6 +82,7 @@ def kernel_rows(
     measurements: Iterable[Measurement],
     entries: Sequence[Entry],
     ceilings: HasCeilings | None,
+    generic: Mapping[tuple[str, str], Set[str]] | None = None,
 ) -> list[KernelRow]:
     """A row per tuned problem, ordered by family, precision and problem.
 
@@ -82,6 +90,7 @@ def kernel_rows(
         measurements: of one device, in the order of the journal.
         entries: of the device's bundle.
         ceilings: what the device can do at best.
+        generic: names of the generic bundle's variants, by family and precision.
     """
     # Of several layouts the fastest: the last one that is put in.
     slowest_first = sorted(entries, key=lambda e: -e.median_ns)
@@ -92,7 +101,7 @@ def kernel_rows(
         by_key.setdefault(key, []).append(measurement)
     rows: dict[Key, KernelRow] = {}
     for key, group in by_key.items():
-        row = _from_journal(key, group, ceilings)
+        row = _from_journal(key, group, ceilings, (generic or {}).get(key[:2], frozenset()))
         if row is not None:
             rows[*key[:2], _plain(key[2])] = row
     for plain, entry in packed.items():
@@ -102,7 +111,10 @@ def kernel_rows(
 
 
 def _from_journal(
-    key: Key, group: Sequence[Measurement], ceilings: HasCeilings | None
+    key: Key,
+    group: Sequence[Measurement],
+    ceilings: HasCeilings | None,
+    generic: Set[str],
 ) -> KernelRow | None:
     finals = _last_finals(group)
     best = choose(finals)
@@ -130,6 +142,7 @@ def _from_journal(
         good_trial=first_good(found, best.variant),
         origin=next((m.origin for m in found if m.variant == best.variant), ""),
         samples=len(best.samples_ns),
+        generic_ns=_of_generic(group, finals, generic),
     )
 
 
@@ -147,6 +160,17 @@ def _from_entry(entry: Entry, ceilings: HasCeilings | None) -> KernelRow:
         cost=cost,
         rate=_rate(cost, entry.median_ns, ceilings),
     )
+
+
+def _of_generic(
+    group: Sequence[Measurement], finals: Sequence[Measurement], generic: Set[str]
+) -> float:
+    """Of the finals if it took part, else its newest trial; of several the fastest."""
+    for found in (finals, [m for m in group if m.phase == "trial"]):
+        newest = {m.variant: m.median_ns for m in found if m.ok and m.variant in generic}
+        if newest:
+            return min(newest.values())
+    return math.nan
 
 
 def _last_finals(group: Sequence[Measurement]) -> list[Measurement]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kernelforge.report import summary
+from kernelforge.report.cells import Table
 from kernelforge.report.frame import Frame
-from kernelforge.report.tables import Table
 
 
 def render_markdown(frame: Frame, tables: list[Table]) -> str:
@@ -21,7 +21,13 @@ def render_markdown(frame: Frame, tables: list[Table]) -> str:
         ),
         "ceilings": summary.share_sentence(frame),
     }
-    order = {"models": 0, "peers": 1, "products": 2, "kernels": 3, "ceilings": 4}
+    order = {
+        name: place
+        for place, name in enumerate((
+            "models", "operations", "formats", "peers", "products", "families", "importance",
+            "heat", "kernels", "ceilings",
+        ))
+    }  # fmt: skip
     for table in sorted((t for t in tables if t.name in order), key=lambda t: order[t.name]):
         lines += ["", f"## {table.title}", ""]
         if sentence := sentences.get(table.name):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kernelforge.errors import TuneError
-from kernelforge.report.tables import NONE, Column, Table
+from kernelforge.report.cells import NONE, Column, Table
 from kernelforge.tune.replay import GOOD, MARKS, WINDOW, Scored
 
 HEADERS = (

@@ -7,9 +7,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from kernelforge.measure.statistics import median
-from kernelforge.report.frame import Frame, geometric_mean
+from kernelforge.report.cells import number, percent
+from kernelforge.report.families import geometric_mean
+from kernelforge.report.frame import Frame
 from kernelforge.report.models import ModelRow
-from kernelforge.report.tables import number, percent
 
 
 @dataclass(frozen=True)

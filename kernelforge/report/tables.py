@@ -2,69 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from dataclasses import dataclass
 
+from kernelforge.report.cells import NONE, Column, Table, microseconds, number, percent
 from kernelforge.report.comparisons import PeerRow, ProductRow
+from kernelforge.report.families import family_tables
+from kernelforge.report.formats import format_table
 from kernelforge.report.frame import Frame
 from kernelforge.report.kernels import KernelRow
 from kernelforge.report.models import ModelRow
-
-NONE = "–"
-"""In place of a number that there is not; in CSV the cell is empty."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column.
-
-    Attributes:
-        name: in CSV, unit at the end.
-        title: for people.
-        is_number: set flush right.
-    """
-
-    name: str
-    title: str
-    is_number: bool = True
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text, ready to be shown.
-
-    Attributes:
-        name: of its CSV file.
-        title: its heading.
-        note: a sentence on what the columns mean.
-    """
-
-    name: str
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-    def to_csv(self) -> str:
-        """Comma-separated, with a heading."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([column.name for column in self.columns])
-        for row in self.rows:
-            writer.writerow(["" if cell == NONE else cell for cell in row])
-        return text.getvalue()
-
-    def to_markdown(self) -> str:
-        """A pipe table."""
-        lines = [
-            [column.title for column in self.columns],
-            ["---:" if column.is_number else "---" for column in self.columns],
-            *self.rows,
-        ]
-        return "\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in lines)
-
+from kernelforge.report.operations import operation_table
 
 KERNEL_COLUMNS = (
     Column("family", "family", False),
@@ -75,6 +22,7 @@ KERNEL_COLUMNS = (
     Column("spread_percent", "spread %"),
     Column("samples", "samples"),
     Column("default_us", "default µs"),
+    Column("generic_us", "generic µs"),
     Column("speedup", "speedup"),
     Column("gbps", "GB/s"),
     Column("gflops", "GFLOP/s"),
@@ -100,6 +48,7 @@ MODEL_COLUMNS = (
     Column("touched_mb_per_token", "weights MB/token"),
     Column("gbps", "GB/s"),
     Column("read_share_percent", "of read bandwidth %"),
+    Column("weights_mb", "all weights MB"),
     Column("state_kb", "state kB"),
     Column("dispatches_per_token", "dispatches"),
 )
@@ -140,25 +89,12 @@ HISTORY_COLUMNS = (
 )
 
 
-def number(value: float, digits: int = 2) -> str:
-    """A number with this many decimals; `NONE` where it is none."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else NONE
-
-
-def microseconds(ns: float) -> str:
-    """Nanoseconds as µs."""
-    return number(ns / 1e3)
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """A share as a number of percent."""
-    return number(100 * share, digits)
-
-
 def tables(frame: Frame) -> list[Table]:
     """Every table with rows."""
     makers = (kernel_table, model_table, peer_table, product_table, ceiling_table, history_table)
     found = [make(frame) for make in makers]
+    found += family_tables(frame.families)
+    found += [operation_table(frame.tokens), format_table(frame.formats)]
     return [table for table in found if table.rows]
 
 
@@ -172,7 +108,7 @@ def kernel_table(frame: Frame) -> Table:
         "Times are medians per dispatch; the spread is the median absolute deviation. "
         "Share is of the lower of the two measured ceilings, memory or compute: above 100 where "
         "data stays in a cache. Default is the family's default variant, timed in turns with the "
-        "winner.",
+        "winner; generic is the kernel that ships for every device.",
     )
 
 
@@ -249,6 +185,7 @@ def _kernel(row: KernelRow) -> tuple[str, ...]:
         percent(row.spread_ns / row.median_ns),
         str(row.samples) if row.samples else NONE,
         microseconds(row.default_ns),
+        microseconds(row.generic_ns),
         number(row.speedup),
         number(row.rate.gbps),
         number(row.rate.gflops),
@@ -309,6 +246,7 @@ def _model(row: ModelRow) -> tuple[str, ...]:
         number(record.touched_bytes / 1e6) if decodes else NONE,
         number(record.gbps) if decodes else NONE,
         percent(record.read_share) if decodes else NONE,
+        number(record.weight_bytes / 1e6) if record.weight_bytes else NONE,
         number(record.state_bytes / 1e3, 1),
         str(record.dispatches) if decodes else NONE,
     )

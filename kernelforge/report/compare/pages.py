@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernelforge.report.cells import NONE, Column, Table, number
 from kernelforge.report.compare.verdict import Comparison, Row, Together
 from kernelforge.report.html import render
-from kernelforge.report.tables import NONE, Column, Table, number
 from kernelforge.report.writing import write_files
 
 PAGE_FILE = "compare.html"
