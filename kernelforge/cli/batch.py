@@ -15,6 +15,7 @@ from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.cli.prompts import Prompt, read_prompts
 from kernelforge_runtime.engine.engine import Engine
+from kernelforge_runtime.engine.prefix_cache import PrefixCache
 from kernelforge_runtime.engine.request import Request
 from kernelforge_runtime.text import load_tokenizer
 
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens of a step, at most; fewer keep the time between tokens short while prompts "
         "are read (default: 256)",
     )
+    options.add(parser, "prefix-cache")
     add_choice(parser)
     add_loading(parser)
 
@@ -75,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     slots = args.slots or min(len(prompts), 16)
     with loaded(args, 1 if args.device == CPU else slots) as (model, _):
         tokenizer = load_tokenizer(args.tokenizer, model.config.vocab)
-        engine = Engine(model, slots, args.chunk, tokenizer)
+        cache = PrefixCache(args.prefix_cache) if args.prefix_cache else None
+        engine = Engine(model, slots, args.chunk, tokenizer, prefix_cache=cache)
         requests = [p.submit(engine, args.tokens, args.stop, sampling) for p in prompts]
         started = time.perf_counter()
         if output.json or output.quiet or not sys.stdout.isatty():
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             _live(engine, prompts, requests)
         seconds = time.perf_counter() - started
-    _tell(output, args.model, prompts, requests, engine.steps, seconds)
+    _tell(output, args.model, prompts, requests, engine, seconds)
     return int(any(r.reason == "error" for r in requests))
 
 
@@ -135,11 +138,12 @@ def _tell(
     model: str,
     prompts: Sequence[Prompt],
     requests: Sequence[Request],
-    steps: int,
+    engine: Engine,
     seconds: float,
 ) -> None:
     read = sum(len(r.prompt) for r in requests)
     made = sum(len(r.tokens) for r in requests)
+    steps, cache = engine.steps, engine.prefix_cache
     for prompt, request in zip(prompts, requests, strict=True):
         if request.reason == "error":
             output.note(f"{prompt.where}: {request.error}")
@@ -147,6 +151,8 @@ def _tell(
         f"{len(requests)} prompts of {read} tokens, {made} tokens generated, in {steps} steps and "
         f"{seconds:.2f} s: {(read + made) / seconds:.1f} tok/s"
     )
+    if cache is not None and cache.statistics.hits:
+        output.note(str(cache))
     output.document(
         {
             "model": model,
@@ -167,6 +173,7 @@ def _tell(
                 "steps": steps,
                 "seconds": seconds,
                 "tok_per_s": (read + made) / seconds,
+                "prefix_cache": None if cache is None else cache.to_json(),
             },
         }
     )

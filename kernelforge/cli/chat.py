@@ -16,6 +16,7 @@ from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge_runtime.engine.chat import FORMATS, Conversation, usual_format
 from kernelforge_runtime.engine.engine import Engine
+from kernelforge_runtime.engine.prefix_cache import PrefixCache
 from kernelforge_runtime.errors import KernelForgeError
 from kernelforge_runtime.text import load_tokenizer
 
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stop", metavar="TEXT", action="append", default=[], help="ends an answer too; repeatable"
     )
     parser.add_argument("--load-state", metavar="FILE", help="go on from a saved state")
+    options.add(parser, "prefix-cache")
     add_choice(parser)
     add_loading(parser)
 
@@ -63,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     with loaded(args) as (model, _):
         tokenizer = load_tokenizer(args.tokenizer, model.config.vocab)
         name = args.format or usual_format(tokenizer)
-        engine = Engine(model, slots=1, tokenizer=tokenizer)
+        cache = PrefixCache(args.prefix_cache) if args.prefix_cache else None
+        engine = Engine(model, slots=1, tokenizer=tokenizer, prefix_cache=cache)
         talk = Conversation(engine, FORMATS[name], sampling, args.tokens, args.stop)
         if args.load_state:
             talk.load(args.load_state)

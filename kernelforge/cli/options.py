@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,18 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
     return int(text)
+
+
+def size(text: str) -> int:
+    """A number of bytes such as 1000, 64MiB or 1.5GiB, for `type=`."""
+    found = re.fullmatch(
+        r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]i?)?B?", text, re.ASCII | re.IGNORECASE
+    )
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 64MiB or 2GiB")
+    unit = (found[2] or "").upper()
+    base = 1024 if unit.endswith("I") else 1000
+    return int(float(found[1]) * base ** (" KMGT".index(unit[0]) if unit else 0))
 
 
 def _part(text: str) -> float:
@@ -119,6 +132,13 @@ SHARED: dict[str, dict[str, Any]] = {
         "default": [],
         "help": "merge a LoRA, PiSSA or DiSHA file into the weights; ALPHA is LoRA's, REGEX picks "
         "tensors of the model; FILE::REGEX has no alpha; repeatable, added in order",
+    },
+    "prefix-cache": {
+        "metavar": "SIZE",
+        "type": size,
+        "default": 256 << 20,
+        "help": "host memory for states of prompts' beginnings, so that what prompts share is read "
+        "once, e.g. 64MiB; 0: none (default: 256MiB)",
     },
     "threads": {
         "metavar": "N",

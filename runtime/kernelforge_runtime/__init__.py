@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from kernelforge_runtime.bundle.select import KernelSet
 from kernelforge_runtime.engine.engine import Engine
 from kernelforge_runtime.engine.generate import Piece, generate
+from kernelforge_runtime.engine.prefix_cache import PrefixCache
 from kernelforge_runtime.engine.request import Event, Request
 from kernelforge_runtime.errors import KernelForgeError
 from kernelforge_runtime.models import Hidden, Magnitudes, Model, Reference, load_reference
@@ -31,6 +32,7 @@ __all__ = [
     "Magnitudes",
     "Model",
     "Piece",
+    "PrefixCache",
     "Reference",
     "Request",
     "Sampling",

@@ -95,7 +95,8 @@ class Conversation:
     def reset(self) -> None:
         """Forgets everything."""
         self.turns: list[tuple[str, str]] = []
-        self.state: State = self.engine.model.new_state()
+        self._first = self.engine.model.new_state()
+        self.state: State = self._first
         self._before: State | None = None
 
     def say(self, text: str) -> Iterator[str]:
@@ -120,7 +121,7 @@ class Conversation:
             self.max_tokens,
             sampling,
             stop=self._stop,
-            state=self.state,
+            state=None if self.state is self._first else self.state,
             keep_state=True,
         )
         self._before, self.request = self.state, request

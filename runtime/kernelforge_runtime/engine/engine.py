@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelforge_runtime.engine import prefixes
 from kernelforge_runtime.engine.packing import pack
+from kernelforge_runtime.engine.prefix_cache import PrefixCache
 from kernelforge_runtime.engine.request import Event, Reason, Request, Terms
 from kernelforge_runtime.errors import ModelError, RequestError, TokenizerError
 from kernelforge_runtime.models import Model, Reference
@@ -45,6 +47,7 @@ class Engine:
         waiting: requests that have none yet, the next one first.
         steps: steps run so far.
         on_device: whether the device chooses tokens where it can.
+        prefix_cache: what prompts share is read once; None: each is read from its start.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         longest_prompt: int = LONGEST_PROMPT,
         on_device: bool | None = None,
+        prefix_cache: PrefixCache | int | None = None,
     ) -> None:
         """An engine without requests.
 
@@ -67,6 +71,8 @@ class Engine:
             longest_prompt: tokens that a prompt may have.
             on_device: whether the device chooses tokens, so that no logits are read back; where
                 None it does if it is not the CPU itself and its bundles have the kernel.
+            prefix_cache: one that engines of this model may share, or bytes for a new one; see
+                PrefixCache.
 
         Raises:
             RequestError: slots or chunk are not possible with this model.
@@ -85,6 +91,11 @@ class Engine:
                 f"{max(BUCKETS)}, so that every slot has its token"
             )
         self.on_device = self._chooses(on_device)
+        if prefix_cache is not None and not isinstance(prefix_cache, PrefixCache):
+            prefix_cache = PrefixCache(prefix_cache)
+        if prefix_cache is not None:
+            prefix_cache.attach(model)
+        self.prefix_cache = prefix_cache
         self._no_tokenizer = ""
         self.tokenizer: Tokenizer | None = tokenizer
         try:
@@ -170,7 +181,8 @@ class Engine:
         terms = replace(old, max_tokens=terms.max_tokens, sampling=terms.sampling, **changes)
         state = request.state.clone() if request.state is not None else None
         made = self._queue(request.prompt, terms, state, request.tokens)
-        made.pending = request.pending
+        made.pending, made.from_start = request.pending, request.from_start
+        made.parting = request.parting
         return made
 
     def cancel(self, request: Request) -> bool:
@@ -219,7 +231,9 @@ class Engine:
         """Admits who waits, runs one step, and tells what came of it."""
         while self.waiting and len(self.active) < self.slots:
             request = self.waiting.popleft()
-            request.state = request.state or self.model.new_state()
+            if request.state is None:
+                found = prefixes.begin(self.prefix_cache, request)
+                request.state = found or self.model.new_state()
             self.active.append(request)
         if self.active:
             self._advance()
@@ -227,7 +241,8 @@ class Engine:
         return events
 
     def _advance(self) -> None:
-        counts = pack([len(r.pending) for r in self.active], self.chunk)
+        cache = self.prefix_cache
+        counts = pack([prefixes.piece(cache, r) for r in self.active], self.chunk)
         parts = list(zip(self.active, counts, strict=True))
         # Who gets to its end comes first: only those logits are read back.
         parts.sort(key=lambda part: part[1] < len(part[0].pending))
@@ -254,6 +269,7 @@ class Engine:
             else:
                 assert logits is not None
                 self._tell(request.choose(logits[row]))
+        prefixes.keep(cache, [request for request, _ in parts], states)
         self.active = [r for r in self.active if r.reason is None]
 
     def _chooses(self, asked: bool | None) -> bool:

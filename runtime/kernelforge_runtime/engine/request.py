@@ -79,6 +79,8 @@ class Request:
         state: the recurrent state; None while it waits, and after its end unless it was to be kept.
         pending: ids that the state has not been through yet: the rest of the prompt, or the last
             token; uint32.
+        from_start: whether its state began as the model's first one.
+        parting: where the prompt parts from others that are known; 0 where that is no matter.
     """
 
     def __init__(
@@ -96,6 +98,8 @@ class Request:
         self.error = ""
         self.state: State | None = None
         self.pending = prompt
+        self.from_start = False
+        self.parting = 0
         self._end_token = tokenizer.end_token if tokenizer is not None else None
         self._stream = StreamDecoder(tokenizer) if tokenizer is not None else None
         self._stops = StopStrings(terms.stop)
