@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from kernelforge import __version__
 from kernelforge.cli import options
+from kernelforge.cli.bench_fft import limits_of_others
 from kernelforge.cli.bench_operations import operation_facts
 from kernelforge.cli.bench_peers import (
+    LIMITS,
     Absent,
     PeerSubject,
     check_names,
-    matmul_limits,
     opened_peers,
     peer_facts,
     working_peers,
@@ -75,7 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(),
         metavar="NAME,..",
         help="other engines that take turns with ours: rwkv, web-rwkv, llama.cpp; torch: its "
-        "matrix products, for the report (packages: pip install 'kernelforge[peers]')",
+        "matrix products; vkfft: its bandwidth, and transforms as a WKV, both for the report "
+        "(packages: pip install 'kernelforge[peers]', 'kernelforge[fft]')",
     )
     parser.add_argument(
         "--peer-python",
@@ -190,6 +192,8 @@ def _run_reference(args: argparse.Namespace, path: Path, absent: Absent) -> list
 
     setting = _Run.of(args, path)
     records: list[BenchRecord] = []
+    for name in LIMITS.intersection(args.peer):
+        absent.add(name, "it is held against kernels, and --device cpu has none")
     known = {"device": "numpy", "device_name": "NumPy", "device_type": CPU, "driver": ""}
     with ProgressBar(absent.output, "bench") as bar, _peers(args, path, absent) as peers:
         for weights in args.weights:
@@ -227,7 +231,7 @@ def _run_device(
             options.journal_folder(args.journal, device.info.slug), "--journal"
         )
         ceilings = _ceilings(device, output)
-        matmul = matmul_limits(args.peer, args.peer_python, absent)
+        limits = limits_of_others(args.peer, device, ceilings, args.peer_python, absent)
         with ProgressBar(output, "bench") as bar, _peers(args, path, absent) as peers:
             for weights in args.weights:
                 how = weights, args.activations, args.quant, args.lora
@@ -240,13 +244,8 @@ def _run_device(
                     found = _measure(setting, model, [*subjects, *peers], note, known, bar)
                     if args.trace:
                         traces += trace_tests(model, setting.tests, note)
-                first = not records
-                append_bench(
-                    folder / BENCH_FILE,
-                    found,
-                    ceilings if first else None,
-                    matmul if first else None,
-                )
+                measured = (None, None) if records else (ceilings, limits)
+                append_bench(folder / BENCH_FILE, found, *measured)
                 records += found
     return records, ceilings
 

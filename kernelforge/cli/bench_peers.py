@@ -19,6 +19,9 @@ from kernelforge_runtime.weights import open_checkpoint
 
 TORCH = "torch"
 """No engine: its matrix products are a limit to compare with."""
+VKFFT = "vkfft"
+"""No engine either: it transforms."""
+LIMITS = frozenset({TORCH, VKFFT})
 WARM_TOKENS = 4
 _SEED = 2
 _COMPARED = 6
@@ -92,7 +95,7 @@ def peer_facts(peer: PeerSubject, known: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_names(names: Sequence[str]) -> str | None:
     """What is wrong with the names of peers; None if nothing is."""
-    known = (*ENGINES, TORCH)
+    known = (*ENGINES, *sorted(LIMITS))
     unknown = [name for name in names if name not in known]
     return f"--peer {unknown[0]}: there are {', '.join(known)}" if unknown else None
 
@@ -128,7 +131,7 @@ def opened_peers(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kernelforge-peers-")))
         found = []
-        for name in (name for name in names if name != TORCH):
+        for name in (name for name in names if name not in LIMITS):
             try:
                 engine = stack.enter_context(open_peer(name, subject, folder, cache, python))
             except KernelForgeError as error:

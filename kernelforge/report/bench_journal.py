@@ -182,9 +182,11 @@ def append_bench(
     path: Path,
     records: Sequence[BenchRecord],
     ceilings: Ceilings | None = None,
-    matmul: Mapping[str, Any] | None = None,
+    limits: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Adds records, and the ceilings and the other library's products measured with them, at once.
+    """Adds records, and the ceilings and others' limits that were measured with them, at once.
+
+    Limits go by their kind, see `read_limits`.
 
     Raises:
         ReportError: the file cannot be written.
@@ -193,8 +195,7 @@ def append_bench(
     if ceilings is not None:
         time = max((record.time for record in records), default="")
         lines.insert(0, {"kind": "ceilings", "time": time, **ceilings.to_json()})
-    if matmul is not None:
-        lines.append({"kind": "matmul", **matmul})
+    lines += [{"kind": kind, **found} for kind, found in (limits or {}).items()]
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,18 +211,21 @@ def append_bench(
         ) from error
 
 
-def read_matmul(path: Path) -> dict[str, Any] | None:
-    """The last record of another library's matrix products; None where there is none."""
-    found = None
+def read_limits(path: Path, kind: str) -> dict[str, Any] | None:
+    """The last record of this kind: `matmul`, another library's matrix products, or `fft`.
+
+    None where there is none.
+    """
+    found: dict[str, Any] | None = None
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError:
         return None
     for line in lines:
-        if b'"matmul"' in line:
+        if f'"{kind}"'.encode() in line:
             try:
                 data = json.loads(line)
-                found = data if data.get("kind") == "matmul" else found
+                found = data if data.get("kind") == kind else found
             except (ValueError, AttributeError):
                 continue
     return found

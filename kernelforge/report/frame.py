@@ -16,7 +16,7 @@ from kernelforge.compile import find_compiler
 from kernelforge.errors import CompileError, MeasureError, ReportError
 from kernelforge.measure.baseline import Ceilings
 from kernelforge.measure.measurement import Measurement
-from kernelforge.report.bench_journal import BENCH_FILE, BenchRecord, read_bench, read_matmul
+from kernelforge.report.bench_journal import BENCH_FILE, BenchRecord, read_bench, read_limits
 from kernelforge.report.comparisons import (
     MatmulLimits,
     PeerRow,
@@ -25,6 +25,7 @@ from kernelforge.report.comparisons import (
     product_rows,
 )
 from kernelforge.report.families import FamilyRow, family_rows, generic_variants
+from kernelforge.report.fft import FftLimits
 from kernelforge.report.formats import FormatRow, format_rows
 from kernelforge.report.kernels import KernelRow, kernel_rows
 from kernelforge.report.models import ModelRow, model_rows
@@ -62,6 +63,7 @@ class Frame:
         families: a row per family and precision.
         tokens: where the time of a token goes, per model, weights and bundle.
         formats: a row per weight format that was compared with others.
+        fft: what VkFFT reached; None where not measured.
         time: of the newest record, UTC; "" where no record has one.
         provenance: what made the numbers, label to text.
         commands: that make them again.
@@ -82,6 +84,7 @@ class Frame:
     families: tuple[FamilyRow, ...]
     tokens: tuple[TokenTime, ...]
     formats: tuple[FormatRow, ...]
+    fft: FftLimits | None
     time: str
     provenance: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
@@ -129,6 +132,7 @@ def gather(folder: Path, slug: str, bundle: Path | None = None, model: str | Non
         families=tuple(family_rows(measurements, kernels)),
         tokens=tuple(token_times(models)),
         formats=tuple(format_rows(folder, model)),
+        fft=_fft(folder / BENCH_FILE),
         time=time,
         provenance=_provenance(opened, measurements, benches, time),
         commands=_commands(slug, kernels, models),
@@ -191,11 +195,20 @@ def _ceilings(folder: Path, bench: Ceilings | None, bundle: Bundle | None) -> Ce
 
 
 def _matmul(path: Path) -> MatmulLimits | None:
-    data = read_matmul(path)
+    data = read_limits(path, "matmul")
     try:
         return MatmulLimits.from_json(data) if data else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         log.warning("%s: a record of matrix products cannot be used: %s", path, error)
+        return None
+
+
+def _fft(path: Path) -> FftLimits | None:
+    data = read_limits(path, "fft")
+    try:
+        return FftLimits.from_json(data) if data else None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        log.warning("%s: a record of VkFFT cannot be used: %s", path, error)
         return None
 
 

@@ -18,7 +18,7 @@ def render_page(frame: Frame, tables: list[Table]) -> str:
     """The HTML text."""
     names = (
         "kernels", "models", "peers", "products", "ceilings", "history", "families",
-        "importance", "heat", "operations", "formats",
+        "importance", "heat", "operations", "formats", "fft",
     )  # fmt: skip
     by_name: dict[str, Table | None] = dict.fromkeys(names)
     by_name.update({table.name: table for table in tables})

@@ -25,7 +25,7 @@ def render_markdown(frame: Frame, tables: list[Table]) -> str:
         name: place
         for place, name in enumerate((
             "models", "operations", "formats", "peers", "products", "families", "importance",
-            "heat", "kernels", "ceilings",
+            "heat", "kernels", "ceilings", "fft",
         ))
     }  # fmt: skip
     for table in sorted((t for t in tables if t.name in order), key=lambda t: order[t.name]):

@@ -79,6 +79,14 @@ PRODUCT_COLUMNS = (
     Column("torch_f32_gflops", "torch f32 GFLOP/s"),
     Column("share_percent", "share %"),
 )
+FFT_COLUMNS = (
+    Column("what", "what", False),
+    Column("tokens", "tokens or length"),
+    Column("form", "form", False),
+    Column("value", "measured"),
+    Column("unit", "unit", False),
+    Column("error", "error"),
+)
 HISTORY_COLUMNS = (
     Column("family", "family", False),
     Column("precision", "type", False),
@@ -94,7 +102,7 @@ def tables(frame: Frame) -> list[Table]:
     makers = (kernel_table, model_table, peer_table, product_table, ceiling_table, history_table)
     found = [make(frame) for make in makers]
     found += family_tables(frame.families)
-    found += [operation_table(frame.tokens), format_table(frame.formats)]
+    found += [operation_table(frame.tokens), format_table(frame.formats), fft_table(frame)]
     return [table for table in found if table.rows]
 
 
@@ -161,6 +169,29 @@ def ceiling_table(frame: Frame) -> Table:
     )  # fmt: skip
     note = "Each is the best of a few variants of a kernel that does one thing only."
     return Table("ceilings", "Measured ceilings", CEILING_COLUMNS, rows, note)
+
+
+def fft_table(frame: Frame) -> Table:
+    """VkFFT's bandwidth by length, and what the forms of a recurrence take."""
+    fft = frame.fft
+    rows: list[tuple[str, ...]] = []
+    if fft is not None:
+        rows += [
+            ("bandwidth", str(length), "VkFFT", number(gbps), "GB/s", NONE)
+            for length, gbps in fft.gbps.items()
+        ]
+        rows.append(("bandwidth", NONE, "our copy", number(fft.copy_gbps), "GB/s", NONE))
+        rows += [(*row[:3], row[3], "ms", row[4]) for row in fft.rows()]
+    said = " ".join(f"{line}." for line in (fft.sentence(), *fft.crossovers())) if fft else ""
+    return Table(
+        "fft",
+        "Beside VkFFT",
+        FFT_COLUMNS,
+        tuple(rows),
+        "Bytes are those read and written. Forms of the recurrences whose decays do not depend on "
+        f"the data{f', {fft.sizes}' if fft else ''}; of the transforms only they and their product "
+        f"are timed, in float32, and the error is from an oracle in float64. {said}",
+    )
 
 
 def history_table(frame: Frame) -> Table:

@@ -24,7 +24,7 @@ from kernelforge.errors import PeerError
 from kernelforge.peers import ENGINES, PeerModel, PeerProcess, open_peer
 from kernelforge.peers.process import WORKERS
 from kernelforge.peers.web_rwkv_file import write_web_rwkv
-from kernelforge.report.bench_journal import BenchRecord, append_bench, read_bench, read_matmul
+from kernelforge.report.bench_journal import BenchRecord, append_bench, read_bench, read_limits
 from kernelforge.report.comparisons import MatmulLimits, peer_rows, product_rows
 from kernelforge.report.kernels import KernelRow
 from kernelforge_runtime.weights import open_checkpoint
@@ -224,7 +224,7 @@ def test_a_bench_leaves_out_a_peer_that_is_not_there_and_says_why() -> None:
 def test_an_unknown_peer_is_refused_before_anything_is_done() -> None:
     done = kernelforge("bench", "x.pth", "--peer", "other")
     assert done.returncode == 2
-    assert "--peer other: there are rwkv, web-rwkv, llama.cpp, torch" in done.stderr
+    assert "--peer other: there are rwkv, web-rwkv, llama.cpp, torch, vkfft" in done.stderr
 
 
 def test_ratios_are_of_ours_against_each_peer_that_took_turns() -> None:
@@ -240,11 +240,11 @@ def test_ratios_are_of_ours_against_each_peer_that_took_turns() -> None:
 def test_limits_and_peers_survive_the_journal(tmp_path) -> None:
     path = tmp_path / "bench.jsonl"
     limits = MatmulLimits("torch 1 on CPU", 1024, {"f32": 233.1})
-    append_bench(path, [record(), record("one")], None, limits.to_json())
+    append_bench(path, [record(), record("one")], None, {"matmul": limits.to_json()})
     records, _ = read_bench(path)
     assert [found.peer for found in records] == ["", "one"]
-    assert MatmulLimits.from_json(read_matmul(path) or {}) == limits
-    assert read_matmul(tmp_path / "none.jsonl") is None
+    assert MatmulLimits.from_json(read_limits(path, "matmul") or {}) == limits
+    assert read_limits(tmp_path / "none.jsonl", "matmul") is None
 
 
 def test_torch_is_asked_only_where_it_was_named() -> None:
