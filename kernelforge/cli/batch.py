@@ -144,12 +144,14 @@ def _tell(
     read = sum(len(r.prompt) for r in requests)
     made = sum(len(r.tokens) for r in requests)
     steps, cache = engine.steps, engine.prefix_cache
+    reused = cache.statistics.reused_tokens if cache is not None else 0
+    speed = (read - reused + made) / seconds  # what was not read again took no time
     for prompt, request in zip(prompts, requests, strict=True):
         if request.reason == "error":
             output.note(f"{prompt.where}: {request.error}")
     output.note(
         f"{len(requests)} prompts of {read} tokens, {made} tokens generated, in {steps} steps and "
-        f"{seconds:.2f} s: {(read + made) / seconds:.1f} tok/s"
+        f"{seconds:.2f} s: {speed:.1f} tok/s"
     )
     if cache is not None and cache.statistics.hits:
         output.note(str(cache))
@@ -172,7 +174,7 @@ def _tell(
                 "tokens": made,
                 "steps": steps,
                 "seconds": seconds,
-                "tok_per_s": (read + made) / seconds,
+                "tok_per_s": speed,
                 "prefix_cache": None if cache is None else cache.to_json(),
             },
         }

@@ -13,6 +13,7 @@ from kernelforge_runtime.models.survey import Survey
 from kernelforge_runtime.models.tuned_state import read_tuned_state
 from kernelforge_runtime.weights import open_checkpoint
 from kernelforge_runtime.weights.checkpoint import check_finite
+from kernelforge_runtime.weights.model_hash import model_hash
 
 
 def show_model(path: Path, args: argparse.Namespace, output: Output) -> None:
@@ -24,10 +25,12 @@ def show_model(path: Path, args: argparse.Namespace, output: Output) -> None:
             check_finite(checkpoint)
         survey = Survey(checkpoint)
         memory = {name: survey.nbytes(d) for name, d in WEIGHT_FORMATS.items()}
+        digest = model_hash(checkpoint)
         kind, tensors, metadata = checkpoint.kind, len(checkpoint), checkpoint.metadata
     lora = " ".join(f"{name}={rank}" for name, rank in config.lora.items())
     lines = [
         ("file", f"{path}, {kind}, {tensors} tensors, {path.stat().st_size / 1e6:.1f} MB"),
+        ("hash", f"{digest}, which its states carry"),
         ("version", config.version),
         ("layers L", config.layers),
         ("width C", config.width),
@@ -52,6 +55,7 @@ def show_model(path: Path, args: argparse.Namespace, output: Output) -> None:
             "path": path,
             "kind": kind,
             "tensors": tensors,
+            "hash": digest,
             "file_bytes": path.stat().st_size,
             **sizes,
             "metadata": metadata,

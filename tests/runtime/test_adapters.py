@@ -363,6 +363,8 @@ def spoiled(normal, kind):
     held = lora(normal, KEY, 64, 64)
     if kind == "no other factor":
         del held[f"{KEY}.lora_B"]
+    elif kind == "twice":
+        held[f"model.{KEY}.lora_B"] = held[f"{KEY}.lora_B"]
     elif kind == "size":
         held = lora(normal, KEY, 128, 128)
     elif kind == "rank":
@@ -389,6 +391,7 @@ def spoiled(normal, kind):
 
 
 SAYS = {
+    "twice": "blocks.0.att.key.lora_B and model.blocks.0.att.key.lora_B are for one tensor",
     "no other factor": "has blocks.0.att.key.lora_A without blocks.0.att.key.lora_B",
     "size": "blocks.0.att.key.lora_A has shape [4, 128], but blocks.0.att.key.weight [64, 64] "
     "takes [rank, 64]: it is of a model of another size",

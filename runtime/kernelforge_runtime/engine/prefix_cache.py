@@ -170,7 +170,7 @@ class PrefixCache:
     def forget(self, tokens: Tokens) -> None:
         """Lets go of the state after these tokens if nobody has gone on from it."""
         path = self._trie.walk(tokens)[0]
-        node = path[-1] if path else None
+        node = path[-1] if path else self._trie.root
         if node in self._used and node.length == len(tokens) and not node.hits:
             self._states_nbytes -= self._used.pop(node)
             self._trie.prune(node)

@@ -97,12 +97,16 @@ def parse_adapter(text: str) -> Adapter:
     return Adapter(path, alpha, pattern if colon and pattern else None)
 
 
-def as_adapters(given: Iterable[Adapter | str | os.PathLike[str]]) -> tuple[Adapter, ...]:
+def as_adapters(
+    given: Iterable[Adapter | str | os.PathLike[str]] | None,
+) -> tuple[Adapter, ...]:
     """Adapters as callers write them: made already, as text (see parse_adapter), or as a path.
 
     Raises:
         ModelError: one of them is not understood.
     """
+    if given is None:
+        return ()
     if isinstance(given, (str, os.PathLike, Adapter)):
         given = [given]
     return tuple(_one(each) for each in given)

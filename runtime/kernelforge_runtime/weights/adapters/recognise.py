@@ -84,8 +84,11 @@ def read_parts(adapter: Adapter, file: Checkpoint) -> Parts:
             bare = re.sub(r"^(base_model\.)?(model\.)*", "", name)
             parts.others[bare] = Held(file, name)
             continue
-        held = Held(file, name, transposed=found["part"].startswith("lora."))
-        parts.factors.setdefault(found["stem"], {})[found["part"]] = held
+        factors = parts.factors.setdefault(found["stem"], {})
+        if found["part"] in factors:
+            other = factors[found["part"]].name
+            raise ModelError(f"adapter {file.path}: {other} and {name} are for one tensor: damaged")
+        factors[found["part"]] = Held(file, name, transposed=found["part"].startswith("lora."))
     if not parts.factors:
         states = all(name.endswith(_STATE) for name in parts.others)
         hint = "it is a tuned state: load it as one" if states else f"known are {_KINDS}"
