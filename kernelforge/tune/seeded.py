@@ -1,20 +1,24 @@
 """Proposals from elsewhere, mixed with the search's own: a guard against misleading experience.
 
 What was fast on other devices, for other problems or in an earlier run is tried first, but not
-blindly. Two rules, both functions of what was tried alone, so that a resumed search or a second
+blindly. Three rules, all functions of what was tried alone, so that a resumed search or a second
 worker comes to the same decision:
 
 * Of any first n trials, at most 70 % are such seeds; the search's own lie between them, and while
   seeds are left those are random draws.
 * Once one of these draws is as fast as the fastest seed, seeds are followed no further: what knows
   no better than chance is no guide.
+* Nor once a seed is clearly slower than what was known before it. They come in the order of their
+  promise: where they fit, the first ones say so; where they do not, each one costs a trial.
 
-The search's own start is as long as without seeds: a model needs to know the space around them.
+Followed to their end, the search's own start is as long as without seeds: a model needs to know the
+space around them. Seeds that were given up lie about like random draws, and count as such.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,6 +27,8 @@ from kernelforge.tune.acquisition import RANDOM_FIRST, Proposer
 
 MOST_SEEDED = (7, 10)
 """Of ten trials seven: whole numbers, so that no rounding lets one more in."""
+CLEARLY = 1.05
+"""A seed that takes so many times as long as what was known disappoints; within, it is noise."""
 
 
 class SeededProposer:
@@ -59,8 +65,9 @@ class SeededProposer:
                 return index
         left = [index for index in self._seeds if index not in seen]
         drawn = len([i for i in seen if i not in self._first and i not in self._seeds])
-        if not left or self._mislead(seen):
-            if not self._seeds or drawn >= self._random_first:
+        given_up = self._mislead(seen) or self._disappoint(seen)
+        if not left or given_up:
+            if not self._seeds or drawn >= (1 if given_up else self._random_first):
                 return self._own.propose(seen, rng)
             left = []
         seeded = len(self._seeds) - len(left) + 1
@@ -78,3 +85,14 @@ class SeededProposer:
         seeds = [time for index, time in done.items() if index in known]
         others = [time for index, time in done.items() if index not in known]
         return bool(seeds and others) and not min(seeds) < min(others)
+
+    def _disappoint(self, seen: Mapping[int, float | None]) -> bool:
+        """Whether a seed was clearly slower than the best that was tried before it."""
+        known, best = set(self._seeds), math.inf
+        for index, time in seen.items():
+            if time is None or index in self._first:
+                continue
+            if index in known and best < math.inf and time > CLEARLY * best:
+                return True
+            best = min(best, time)
+        return False
