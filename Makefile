@@ -29,7 +29,7 @@ conformance: setup ## every kernel family with VARIANTS (20) random variants at 
 	  tests/families/test_conformance.py $(PYTEST_ARGS)
 
 test13: setup ## kernels on a newer Mesa and compiler, in .setup/debian13; skipped where it cannot be
-	@KERNELFORGE_VARIANTS=$(VARIANTS13) bash scripts/debian13.sh python3 -m pytest --durations=5 $(TESTS13) $(PYTEST_ARGS) || test $$? -eq 77
+	@KERNELFORGE_VARIANTS=$(VARIANTS13) bash scripts/debian13.sh python3 -m pytest -n $(TEST_PROCESSES) --dist loadgroup --durations=5 $(TESTS13) $(PYTEST_ARGS) || test $$? -eq 77
 
 check: setup ## lint, format, types, import contracts
 	$(python) -m ruff check .

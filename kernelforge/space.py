@@ -13,11 +13,15 @@ from functools import cached_property
 from typing import Any
 
 from kernelforge.errors import SpaceError
+from kernelforge.partial import Given, NotYetError, Partial
 from kernelforge.variant import check_parameter
 from kernelforge_runtime.abi.device_info import FEATURES, DeviceInfo
 from kernelforge_runtime.abi.problem import Problem
 
 Params = Mapping[str, Any]
+NEAR = 3
+"""Changes to a default up to which is tried one by one what has so many: thousands, where to
+enumerate a space is to go through millions."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ class Space:
         """
         values = {c.name: c.values for c in self.choices}
         given: dict[str, Any] = {}
-        partial = _Given(self.names, given)
+        partial = Given(self.names, given)
         left = most
 
         def count(weight: int) -> int:
@@ -161,7 +165,7 @@ class Space:
                 raise _TooManyError
             try:
                 return 0 if _ask(rule, partial, *context) else weight
-            except _NotYetError as error:
+            except NotYetError as error:
                 name = error.name
             except SpaceError:  # it has no answer where a rule before it does not hold
                 return weight
@@ -198,6 +202,10 @@ class Space:
         wanted = self.declared_default
         if self.refuses(wanted, device, problem) is None and accept(wanted):
             return wanted
+        for changes in range(1, NEAR + 1):
+            for params in self._changed(changes):
+                if self.allows(params, device, problem) and accept(params):
+                    return params
         found = self.valid(device, problem)
         # A stable sort: within the same number of changes, the order of the space stays.
         found.sort(key=lambda p: sum(p[n] != v for n, v in wanted.items()))
@@ -241,6 +249,17 @@ class Space:
                     return f"constraint {other.text!r} does not hold for {values} and {problem}"
         return None
 
+    def allows(self, params: Params, device: DeviceInfo, problem: Problem | None = None) -> bool:
+        """As `refuses`, for parameters that are normal already and where nobody asks why."""
+        return (
+            not any(choice.missing(params[choice.name], device) for choice in self.choices)
+            and all(_ask(rule, params, device) for rule in self.constraints)
+            and (
+                problem is None
+                or all(_ask(rule, params, device, problem) for rule in self.problem_constraints)
+            )
+        )
+
     def normalise(self, params: Params) -> dict[str, Any]:
         """The same parameters in the order declared, with flags as True and False.
 
@@ -264,6 +283,25 @@ class Space:
             result[choice.name] = matches[0]
         return result
 
+    def _changed(self, changes: int) -> Iterator[dict[str, Any]]:
+        """Every configuration with so many parameters off the declared default, in order."""
+        values: list[Any] = []
+
+        def descend(level: int, left: int) -> Iterator[dict[str, Any]]:
+            if level == len(self.choices):
+                yield dict(zip(self.names, values, strict=True))
+                return
+            choice = self.choices[level]
+            spare = len(self.choices) - level - 1  # levels below, where the rest may be changed
+            for value in choice.values:
+                after = left - (value != choice.default)
+                if 0 <= after <= spare:
+                    values.append(value)
+                    yield from descend(level + 1, after)
+                    values.pop()
+
+        yield from descend(0, changes)
+
     def _enumerate(self, device: DeviceInfo) -> tuple[list[tuple[Any, ...]], Counter[str]]:
         if device not in self._found:
             self._found[device] = self._walk(device)
@@ -283,7 +321,7 @@ class Space:
         for choice in reversed(self.choices):
             below.insert(0, below[0] * len(choice.values))
         values: list[Any] = []
-        partial = _Partial(self.names, values)
+        partial = Partial(self.names, values)
 
         def descend(level: int, rules: list[tuple[int, Constraint]]) -> None:
             later: list[tuple[int, Constraint]] = []
@@ -297,7 +335,7 @@ class Space:
                     if not _ask(rule, params, device):
                         removed[rule.text] += below[level]
                         return
-                except _NotYetError as error:
+                except NotYetError as error:
                     later.append((levels[error.name] + 1, rule))
             if last:
                 found.append(tuple(values))
@@ -315,75 +353,15 @@ class Space:
         return found, removed
 
 
-class _NotYetError(Exception):
-    """A constraint asked for a parameter that has no value yet."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-
-class _Partial(Mapping[str, Any]):
-    """The first few parameters of a configuration; asking for a later one raises _NotYetError."""
-
-    def __init__(self, names: tuple[str, ...], values: list[Any]) -> None:
-        self._names = names
-        self._levels = {name: i for i, name in enumerate(names)}
-        self._values = values  # shared with the walk, which fills and empties it
-
-    def __getitem__(self, name: str) -> Any:
-        level = self._levels[name]
-        if level >= len(self._values):
-            raise _NotYetError(name)
-        return self._values[level]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._levels
-
-    def __iter__(self) -> Iterator[str]:
-        if len(self._values) < len(self._names):  # who asks for all waits for the last
-            raise _NotYetError(self._names[-1])
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 class _TooManyError(Exception):
     """Counting would take too long."""
-
-
-class _Given(Mapping[str, Any]):
-    """Some parameters of a configuration; asking for another one raises _NotYetError."""
-
-    def __init__(self, names: tuple[str, ...], given: Mapping[str, Any]) -> None:
-        self._names, self._given = names, given  # shared with the count, which fills it
-
-    def __getitem__(self, name: str) -> Any:
-        if name in self._given:
-            return self._given[name]
-        if name not in self._names:
-            raise KeyError(name)
-        raise _NotYetError(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        for name in self._names:
-            if name not in self._given:  # who asks for all gets them one by one
-                raise _NotYetError(name)
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _ask(rule: Constraint | ProblemConstraint, params: Params, *context: Any) -> bool:
     """Whether the rule holds; a rule that fails to answer is an error of its author."""
     try:
         return bool(rule.holds(params, *context))
-    except _NotYetError:
+    except NotYetError:
         raise
     except KeyError as error:
         raise SpaceError(

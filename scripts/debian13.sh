@@ -26,7 +26,7 @@ cannot=77
 packages=(base-files bash coreutils dash findutils grep libc-bin mawk sed python3 libvulkan1 vulkan-tools
   mesa-vulkan-drivers/trixie-backports glslang-tools spirv-tools vulkan-validationlayers)
 # What the conformance suite imports; tuning and reports are tested on the machine itself.
-modules=(numpy safetensors vulkan pyrwkv-tokenizer rich jinja2 pytest hypothesis)
+modules=(numpy safetensors vulkan pyrwkv-tokenizer rich jinja2 pytest pytest-xdist hypothesis)
 
 say() { printf 'debian13: %s\n' "$*"; }
 die() { printf 'debian13: error: %s\n' "$*" >&2; exit 1; }
@@ -129,7 +129,7 @@ make_system() {
   unpack_packages
   say "installing Python modules: ${modules[*]}"
   install_modules
-  system=$fresh run_inside sh -c 'ldconfig && glslangValidator --version && python3 -c "import numpy, vulkan, kernelforge"' \
+  system=$fresh run_inside sh -c 'ldconfig && glslangValidator --version && python3 -c "import numpy, vulkan, xdist, kernelforge"' \
     >>"$log" 2>&1 || die "it does not work: $(tail -n 1 "$log")"
   wanted_stamp >"$fresh/stamp"
   rm -rf "$system"

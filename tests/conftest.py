@@ -44,7 +44,7 @@ def pytest_unconfigure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Which tests stay in one process: those of a file, and of conformance those of a family.
+    """Which tests stay in one process: those of a file, and of conformance those of a precision.
 
     A file's tests share what is dear to make; all of conformance in one process would leave the
     others idle for minutes.
@@ -54,7 +54,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         group = item.path.stem
         if group == "test_conformance" and hasattr(item, "callspec"):
-            group += f"-{item.callspec.params.get('name', '')}"
+            given = item.callspec.params
+            group += f"-{given.get('name', '')}-{given.get('precision_name', '')}"
         item.add_marker(pytest.mark.xdist_group(group))
 
 

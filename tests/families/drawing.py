@@ -1,8 +1,10 @@
 """Which variants of a family conformance takes: its default, and others drawn without bias.
 
-Configurations are ordered by a hash of their own values, which depends on nothing else. So the same
-variants are drawn on every run and, where they are possible, on every device and for every problem:
-each is compiled once and used many times.
+A draw goes through the parameters in turn and tries each one's values in an order by a hash of the
+family's name, the draw's number and the value; where no value is possible it turns back. So the
+same variants are drawn on every run and, where they are possible, on every device and for every
+problem: each is compiled once and used many times. The space is not enumerated, which for a large
+one takes seconds each time, unless draws find too little.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ from itertools import chain, islice
 from typing import Any
 
 from kernelforge.compile import buildable
+from kernelforge.errors import SpaceError
 from kernelforge.families import get_family, load_families
 from kernelforge.family import KernelFamily
 from kernelforge.measure.ceilings import COPY, FMA, READ
+from kernelforge.partial import NotYetError, Partial
+from kernelforge.space import Space
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.dtypes import DType
@@ -26,6 +31,9 @@ from tests.families.running import keeps_subnormals
 
 RANDOM_VARIANTS = int(os.environ.get("KERNELFORGE_VARIANTS", "2"))
 """Besides the default; `make conformance` takes 20."""
+DRAWS = max(50, 3 * RANDOM_VARIANTS)
+"""Before a space is enumerated, for what they did not find."""
+MOST_STEPS = 2_000
 CEILINGS = {family.name: family for family in (READ, COPY, FMA)}
 
 # Makes f16 subnormals into float32 subnormals: wrong where those are flushed to zero. The tuner
@@ -48,12 +56,12 @@ def drawn(
     """The default and RANDOM_VARIANTS others that are possible here, and whether these are all."""
     target = buildable(device.info)
     flushed = not keeps_subnormals(device)
-    possible = _possible(family, precision, target, problem, flushed)
-    first = next(possible, None)
-    if first is None:
+    try:
+        default = family.default(precision, target, problem)
+    except SpaceError:
         return [], True
-    default = family.default(precision, target, problem)
-    others = (params for params in chain([first], possible) if params != default)
+    possible = _possible(family, precision, target, problem, flushed)
+    others = (params for params in possible if params != default)
     found = list(islice(others, RANDOM_VARIANTS))
     return [default, *found], next(others, None) is None
 
@@ -61,22 +69,85 @@ def drawn(
 def _possible(
     family: KernelFamily, precision: DType, target: DeviceInfo, problem: Problem, flushed: bool
 ) -> Iterator[dict[str, Any]]:
-    """In order; each is asked about only when it is its turn, as most spaces are large."""
+    """Each once, in order; asked about only when it is its turn."""
     in_precision, name, value = NEEDS_SUBNORMALS
-    rules = family.space.problem_constraints
-    for params in _ordered(family.name, target):
-        if not all(rule.holds(params, target, problem) for rule in rules):
+    asked: set[tuple[Any, ...]] = set()
+    for params in chain(_draws(family, target, problem), _rest(family, target, problem)):
+        if tuple(params.values()) in asked:
             continue
+        asked.add(tuple(params.values()))
         if flushed and precision.name == in_precision and params.get(name) == value:
             continue
         if family.matters(precision, params) and family.fits(precision, params, target) is None:
             yield params
 
 
+def _draws(family: KernelFamily, target: DeviceInfo, problem: Problem) -> Iterator[dict[str, Any]]:
+    """A possible configuration for each of the first DRAWS numbers, some more than once."""
+    space = family.space
+    rules = [(0, rule, (target,)) for rule in space.constraints]
+    at_problem = [(0, rule, (target, problem)) for rule in space.problem_constraints]
+    for number in range(DRAWS):
+        found = _draw(f"{family.name} {number}", space, target, [*rules, *at_problem])
+        if found is not None:
+            yield found
+
+
+def _draw(
+    seed: str, space: Space, target: DeviceInfo, rules: list[tuple[int, Any, tuple[Any, ...]]]
+) -> dict[str, Any] | None:
+    """Depth first to one configuration; at each parameter values are tried in an order by seed.
+
+    Rules are asked as soon as they can answer, as `Space.valid` does.
+
+    Returns:
+        None where MOST_STEPS do not lead to one.
+    """
+    levels = {name: i for i, name in enumerate(space.names)}
+    values: list[Any] = []
+    partial = Partial(space.names, values)
+    steps = 0
+
+    def descend(level: int, rules: list[tuple[int, Any, tuple[Any, ...]]]) -> bool:
+        nonlocal steps
+        steps += 1
+        later = []
+        for due, rule, context in rules:
+            if due > level:
+                later.append((due, rule, context))
+                continue
+            try:
+                if not rule.holds(partial, *context):
+                    return False
+            except NotYetError as error:
+                later.append((levels[error.name] + 1, rule, context))
+        if level == len(space.choices):
+            return True
+        choice = space.choices[level]
+        for value in sorted(choice.values, key=lambda v: _hash(f"{seed} {choice.name} {v}")):
+            if choice.missing(value, target) or steps > MOST_STEPS:
+                continue
+            values.append(value)
+            if descend(level + 1, later):
+                return True
+            values.pop()
+        return False
+
+    return dict(zip(space.names, values, strict=True)) if descend(0, rules) else None
+
+
+def _rest(family: KernelFamily, target: DeviceInfo, problem: Problem) -> Iterator[dict[str, Any]]:
+    """Every possible configuration, those that draws found among them."""
+    rules = family.space.problem_constraints
+    for params in _ordered(family.name, target):
+        if all(rule.holds(params, target, problem) for rule in rules):
+            yield params
+
+
 @lru_cache(maxsize=4)
 def _ordered(name: str, target: DeviceInfo) -> list[dict[str, Any]]:
-    return sorted(family_of(name).space.valid(target), key=_hash)
+    return sorted(family_of(name).space.valid(target), key=lambda params: _hash(repr(params)))
 
 
-def _hash(params: dict[str, Any]) -> bytes:
-    return hashlib.blake2b(repr(params).encode(), digest_size=8).digest()
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()

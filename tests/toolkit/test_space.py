@@ -63,6 +63,21 @@ def test_default_is_else_the_valid_configuration_with_the_fewest_changes():
     }
 
 
+@pytest.mark.parametrize("rows", [2, 6, 7])
+@pytest.mark.parametrize("device", [RICH, POOR], ids=["rich", "poor"])
+def test_a_default_tried_for_change_by_change_is_the_one_that_enumerating_finds(
+    rows, device, monkeypatch
+):
+    s = space(
+        ProblemConstraint("rows divide", lambda p, d, problem: problem["M"] % p["ROWS"] == 0),
+        Constraint("small groups", lambda p, d: p["WORKGROUP"] < 64 * p["ROWS"]),
+    )
+    found = s.default(device, Problem(M=rows))
+    monkeypatch.setattr("kernelforge.space.NEAR", 0)
+    assert s.default(device, Problem(M=rows)) == found
+    assert found != s.declared_default
+
+
 def test_default_of_a_space_without_a_valid_configuration_says_what_removed_them():
     with pytest.raises(SpaceError, match=r"none of 48 .* for rich.*never: 36, group fits: 12"):
         space(Constraint("never", lambda p, d: p["REDUCE"] == "neither")).default(RICH)
