@@ -40,8 +40,8 @@ check: setup ## lint, format, types, import contracts
 bench: setup ## tokens per second of the models in runtime/demo
 	@set -e; for model in $(models); do $(kernelforge) bench "$$model"; done
 
-report: setup ## performance reports under reports/
-	@set -e; for model in $(models); do $(kernelforge) report "$$model"; done
+report: setup ## performance reports under reports/, and the index of them
+	@$(kernelforge) report
 
 gpu: setup  ## tune, verify and report on this machine's GPU
 	@bash scripts/gpu.sh

@@ -78,6 +78,9 @@ has_swiftshader() {
 }
 
 has_postgres() { any_file /usr/lib/postgresql/*/bin/initdb; }
+has_chromium() {
+  have chromium-headless-shell || have chromium || have chromium-browser || have google-chrome
+}
 
 wanted_stamp() { cat pyproject.toml scripts/setup.sh scripts/apt_sources.sh | sha256sum; }
 is_current() { [[ -f $state/stamp && $(<"$state/stamp") == "$(wanted_stamp)" ]]; }
@@ -104,6 +107,7 @@ check() {
   fi
   has_swiftshader || echo "optional, missing: SwiftShader (its tests are skipped)"
   has_postgres || echo "optional, missing: postgresql (the tests of a database shared by tuners are skipped)"
+  has_chromium || echo "optional, missing: chromium-headless-shell (tests that look at a report's page are skipped)"
   [[ $complete == 0 ]] && echo "everything is in place"
   return $complete
 }
@@ -311,6 +315,17 @@ setup_postgres() {
   as_root rm -f "$no_cluster"
 }
 
+# Tests open a report's page in it. Ubuntu has it only as a snap, which is not installed.
+setup_chromium() {
+  if has_chromium || is_current || ! have apt-get || ! can_be_root; then return; fi
+  refresh_lists
+  if apt_get "$state/apt-chromium.log" install --no-install-recommends chromium-headless-shell; then
+    say "installed chromium-headless-shell, for tests only"
+  else
+    warn "no Chromium ($(problem_in "$state/apt-chromium.log")): tests of a report's page will be skipped"
+  fi
+}
+
 main() {
   local system=yes option
   for option in "$@"; do
@@ -330,6 +345,7 @@ main() {
   if [[ $system == yes ]]; then
     setup_system
     setup_postgres
+    setup_chromium
   else
     warn_of_missing
   fi

@@ -1,6 +1,8 @@
 """Makes performance reports from what tune and bench measured: HTML, markdown and CSV.
 
-Every device with measurements gets a report of its own; --device picks one. A bundle that came
+Every device with measurements gets a report of its own under reports/, its measurements packed
+beside it, and reports/index.html links them all; --device picks one. Devices that were not measured
+here, but have such a report, are made again from what lies beside it. A bundle that came
 without measurements can be reported by naming it with --bundle. --compare holds two sets of
 measurements against each other.
 """
@@ -27,11 +29,18 @@ _FRAGMENT = 3
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a device's data is: its slug, the folder of its journals, its bundle if any."""
+    """Where a device's data is.
+
+    Attributes:
+        slug: of the device.
+        folder: of its journals; of a report that kept them where `kept`.
+        bundle: if there is any.
+    """
 
     slug: str
     folder: Path
     bundle: Path | None
+    kept: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,10 +75,11 @@ def run(args: argparse.Namespace) -> int:
     sources = _sources(args)
     # Here, so that --help needs none of the packages that reports need.
     from kernelforge.report import write_report
-    from kernelforge.report.frame import gather
+    from kernelforge.report.index import write_index
+    from kernelforge.report.kept import keep
 
     model = Path(args.model) if args.model else None
-    frames = [gather(s.folder, s.slug, s.bundle, _name(model)) for s in sources]
+    frames = [_gather(source, _name(model)) for source in sources]
     if model is not None and not any(frame.models for frame in frames):
         if not model.exists():
             raise ReportError(
@@ -81,13 +91,28 @@ def run(args: argparse.Namespace) -> int:
             f"measure it: kernelforge bench {model} --compare-bundle generic"
         )
     written = []
-    for frame in frames:
+    for source, frame in zip(sources, frames, strict=True):
         out = _out(args, frame, len(frames))
         paths = write_report(frame, out)
         output.text(str(paths[0]))
+        if args.out is None and not source.kept:
+            paths += keep(source.folder, out)
         written.append({"device": frame.slug, "files": paths, **_counts(frame)})
-    output.document({"reports": written})
+    index = write_index(REPORTS) if args.out is None else None
+    if index is not None:
+        output.text(str(index))
+    output.document({"reports": written, "index": index})
     return 0
+
+
+def _gather(source: _Source, model: str | None) -> Frame:
+    from kernelforge.report.frame import gather
+    from kernelforge.report.kept import unpacked
+
+    if not source.kept:
+        return gather(source.folder, source.slug, source.bundle, model)
+    with unpacked(source.folder) as folder:
+        return gather(folder, source.slug, source.bundle, model)
 
 
 def _name(model: Path | None) -> str | None:
@@ -117,14 +142,21 @@ def _sources(args: argparse.Namespace) -> list[_Source]:
         return [_named(args)]
     root = options.journal_folder(None, "")
     measured = _measured(root)
+    kept = [slug for slug in _kept() if slug not in measured]
     if args.device is not None:
-        slug = _find(args.device, measured, root)
-        return [_Source(slug, root / slug, _bundle_of(slug))]
-    if not measured:
+        found = [_find(args.device, [*measured, *kept], root)]
+    else:
+        found = [*measured, *kept]
+    if not found:
         from kernelforge.report.frame import nothing
 
         raise ReportError(nothing(root))
-    return [_Source(slug, root / slug, _bundle_of(slug)) for slug in measured]
+    return [
+        _Source(
+            slug, REPORTS / slug if slug in kept else root / slug, _bundle_of(slug), slug in kept
+        )
+        for slug in found
+    ]
 
 
 def _named(args: argparse.Namespace) -> _Source:
@@ -159,6 +191,13 @@ def _measured(root: Path) -> list[str]:
         return []
     wanted = (options.JOURNAL_FILE, BENCH_FILE)
     return sorted(p.name for p in root.iterdir() if any((p / name).is_file() for name in wanted))
+
+
+def _kept() -> list[str]:
+    """Devices whose measurements lie beside their report in this folder."""
+    from kernelforge.report.kept import has_kept
+
+    return sorted(p.name for p in REPORTS.iterdir() if has_kept(p)) if REPORTS.is_dir() else []
 
 
 def _find(device: str, measured: list[str], root: Path) -> str:

@@ -24,7 +24,7 @@ def write_report(frame: Frame, out: Path) -> list[Path]:
     """
     from kernelforge.report.html import render_page
     from kernelforge.report.markdown import render_markdown
-    from kernelforge.report.tables import tables
+    from kernelforge.report.tables import TABLES, tables
 
     found = tables(frame)
     texts = {
@@ -32,4 +32,8 @@ def write_report(frame: Frame, out: Path) -> list[Path]:
         MARKDOWN_FILE: render_markdown(frame, found),
         **{f"{table.name}.csv": table.to_csv() for table in found},
     }
-    return write_files(out, texts)
+    paths = write_files(out, texts)
+    for name in TABLES:  # what an earlier report had and this one has not
+        if f"{name}.csv" not in texts:
+            (out / f"{name}.csv").unlink(missing_ok=True)
+    return paths

@@ -12,15 +12,12 @@ from kernelforge.report import figures, summary
 from kernelforge.report.cells import Table, number
 from kernelforge.report.family_figures import family_figures, token_charts
 from kernelforge.report.frame import Frame
+from kernelforge.report.tables import TABLES
 
 
 def render_page(frame: Frame, tables: list[Table]) -> str:
     """The HTML text."""
-    names = (
-        "kernels", "models", "peers", "products", "ceilings", "history", "families",
-        "importance", "heat", "operations", "formats", "fft",
-    )  # fmt: skip
-    by_name: dict[str, Table | None] = dict.fromkeys(names)
+    by_name: dict[str, Table | None] = dict.fromkeys(TABLES)
     by_name.update({table.name: table for table in tables})
     limits = frame.ceilings
     charts: dict[str, object] = {

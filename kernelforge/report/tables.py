@@ -97,6 +97,13 @@ HISTORY_COLUMNS = (
 )
 
 
+TABLES = (
+    "kernels", "models", "peers", "products", "ceilings", "history", "families", "importance",
+    "heat", "operations", "formats", "fft",
+)  # fmt: skip
+"""Names of all tables that a report can have."""
+
+
 def tables(frame: Frame) -> list[Table]:
     """Every table with rows."""
     makers = (kernel_table, model_table, peer_table, product_table, ceiling_table, history_table)

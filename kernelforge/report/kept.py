@@ -1,0 +1,71 @@
+"""The measurements behind a report, kept beside it: whoever has the pages can make them again."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from kernelforge.errors import ReportError
+from kernelforge.report.bench_journal import BENCH_FILE
+from kernelforge.report.formats import PARETO_FILE
+from kernelforge.report.frame import CEILINGS_FILE, JOURNAL_FILE
+
+FOLDER = "measured"
+MAX_BYTES = 256 << 20
+"""Of one file, unpacked: a damaged one must not fill the disk."""
+_FILES = (JOURNAL_FILE, BENCH_FILE, CEILINGS_FILE, PARETO_FILE)
+
+
+def keep(journals: Path, out: Path) -> list[Path]:
+    """Puts a device's journals beside its report, packed; the same journals give the same bytes.
+
+    Raises:
+        ReportError: one cannot be read or written.
+    """
+    folder = out / FOLDER
+    kept = []
+    try:
+        for name in _FILES:
+            if not (journals / name).is_file():
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{name}.gz"
+            partial = folder / f".{name}.part"
+            partial.write_bytes(gzip.compress((journals / name).read_bytes(), mtime=0))
+            partial.replace(path)
+            kept.append(path)
+    except OSError as error:
+        raise ReportError(f"{folder}: measurements cannot be kept: {error.strerror}") from error
+    return kept
+
+
+def has_kept(out: Path) -> bool:
+    """Whether a report folder has measurements beside it."""
+    return any((out / FOLDER / f"{name}.gz").is_file() for name in (JOURNAL_FILE, BENCH_FILE))
+
+
+@contextlib.contextmanager
+def unpacked(out: Path) -> Iterator[Path]:
+    """A journal folder of the measurements beside a report, for as long as it is needed.
+
+    Raises:
+        ReportError: a file is damaged.
+    """
+    with tempfile.TemporaryDirectory(prefix="kernelforge-") as folder:
+        for name in _FILES:
+            path = out / FOLDER / f"{name}.gz"
+            if not path.is_file():
+                continue
+            try:
+                with gzip.open(path) as packed:
+                    content = packed.read(MAX_BYTES + 1)
+            except (OSError, EOFError, zlib.error) as error:
+                raise ReportError(f"{path}: damaged ({error}); delete it") from error
+            if len(content) > MAX_BYTES:
+                raise ReportError(f"{path}: more than {MAX_BYTES >> 20} MiB unpacked; delete it")
+            (Path(folder) / name).write_bytes(content)
+        yield Path(folder)
