@@ -20,7 +20,6 @@ from kernelforge_runtime.engine.request import Request
 from kernelforge_runtime.text import load_tokenizer
 
 REDRAWS_PER_S = 8
-MOST_CHUNK = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,14 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=options.positive,
         help="prompts that run at once (default: all, but 16 at most)",
-    )
-    parser.add_argument(
-        "--chunk",
-        metavar="N",
-        type=options.positive,
-        default=MOST_CHUNK,
-        help="tokens of a step, at most; fewer keep the time between tokens short while prompts "
-        "are read (default: 256)",
     )
     options.add(parser, "prefix-cache")
     add_choice(parser)

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         help="weight formats, separated by commas: f32, bf16, f16, q8, nf4 (default: f16)",
     )
-    options.add(parser, "quant", "lora", "activations", "threads")
+    options.add(parser, "quant", "lora", "memory", "activations", "threads")
     options.add(
         parser,
         "device",
@@ -116,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("nothing to measure: --pp and --tg are both 0")
     if args.device == CPU and (args.bundle or args.compare_bundle):
         raise UsageError("--device cpu has no kernels: bundles need a Vulkan device")
+    if args.device == CPU and args.memory:
+        raise UsageError("--memory is of a Vulkan device: --device cpu runs in NumPy")
     if args.threads and args.device != CPU:
         raise UsageError("--threads is of --device cpu")
     check_trace(args)
@@ -221,7 +223,7 @@ def _run_device(
     output = absent.output
     setting = _Run.of(args, path)
     records: list[BenchRecord] = []
-    with open_device(args.device) as device:
+    with open_device(args.device, memory=args.memory) as device:
         wanted = [args.bundle] + ([args.compare_bundle] if args.compare_bundle else [])
         kernels = [_kernels(device, bundle) for bundle in wanted]
         for chosen in kernels:

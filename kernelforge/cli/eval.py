@@ -87,7 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help=f"{options.LOADED_WEIGHTS}; several with commas are compared on --text",
     )
-    options.add(parser, "quant", "lora", "activations", "int8-dot", "int8-bound", "threads")
+    options.add(parser, "quant", "lora", "memory", "activations")
+    options.add(parser, "int8-dot", "int8-bound", "threads")
     parser.add_argument(
         "--tokenizer",
         metavar="T",
@@ -287,6 +288,8 @@ def _loader(
 ) -> Iterator[Callable[[str | None], Model | Reference]]:
     """Gives what loads the model in a weight format; whoever calls it closes the model."""
     if args.device == CPU:
+        if args.memory:
+            raise UsageError("--memory is of a Vulkan device: --device cpu runs in NumPy")
         if args.bundle:
             raise UsageError("--device cpu runs in NumPy: it has no --bundle")
         yield lambda weights: load_reference(
@@ -302,7 +305,7 @@ def _loader(
         raise UsageError("--threads is of --device cpu")
     if not Path(args.model).exists():  # said before a device is looked for
         raise ModelError(f"{args.model}: no such file: check the path")
-    with open_device(args.device) as device:
+    with open_device(args.device, memory=args.memory) as device:
         kernels = KernelSet.open(device.info, args.bundle)
         asked = options.int8_dot(args)
 

@@ -26,7 +26,8 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     options.add(parser, "device", help=_DEVICE)
     options.add(parser, "bundle")
     options.add(parser, "weights", default=None, help=options.LOADED_WEIGHTS)
-    options.add(parser, "quant", "lora", "activations", "int8-dot", "int8-bound", "threads")
+    options.add(parser, "quant", "lora", "memory", "chunk", "activations")
+    options.add(parser, "int8-dot", "int8-bound", "threads")
     parser.add_argument(
         "--tokenizer",
         metavar="T",
@@ -47,6 +48,8 @@ def loaded(
     """
     int8_dot = options.int8_dot(args)
     if args.device == CPU:
+        if args.memory:
+            raise UsageError("--memory is of a Vulkan device: --device cpu runs in NumPy")
         if int8_dot is not None:
             raise UsageError("--device cpu runs in NumPy: it has no --int8-dot")
         if args.bundle or getattr(args, "trace", False):
@@ -65,7 +68,7 @@ def loaded(
         raise UsageError("--threads is of --device cpu")
     if not Path(args.model).exists():  # said before a device is looked for
         raise ModelError(f"{args.model}: no such file: check the path")
-    with open_device(args.device) as device:
+    with open_device(args.device, memory=args.memory) as device:
         kernels = KernelSet.open(device.info, args.bundle)
         if kernels.located is not None and kernels.located.match is not BundleMatch.EXACT:
             Output(args).note(kernels.located.reason)
@@ -81,6 +84,7 @@ def loaded(
                 int8_dot=int8_dot,
                 quant=args.quant,
                 adapters=args.lora,
+                chunk=args.chunk,
             )
         with model:
             if model.int8 is not None and model.int8.products:  # else its log has said so

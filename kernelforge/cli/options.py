@@ -83,6 +83,16 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _memory(text: str) -> int:
+    from kernelforge_runtime.errors import DeviceError
+    from kernelforge_runtime.vk.memory import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except DeviceError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 SHARED: dict[str, dict[str, Any]] = {
     "device": {
         "metavar": "DEVICE",
@@ -106,6 +116,19 @@ SHARED: dict[str, dict[str, Any]] = {
         "metavar": "PART:FORMAT,..",
         "help": "weight formats of parts of the model, e.g. 0-11:q8,12-23:nf4,head:f16,emb:f16: "
         "layers from 0 (3, 0-11, or 12- to the last), head and emb; all else is in --weights",
+    },
+    "memory": {
+        "metavar": "SIZE",
+        "type": _memory,
+        "help": "device memory that may be taken, e.g. 2GiB; a model that needs more is refused "
+        "before it is loaded (default: KERNELFORGE_MEMORY, else all that is free)",
+    },
+    "chunk": {
+        "metavar": "N",
+        "type": positive,
+        "default": 256,
+        "help": "tokens of a step, at most: fewer take less memory, and keep the time between "
+        "tokens short while prompts are read (default: 256)",
     },
     "activations": {
         "metavar": "FORMAT",

@@ -156,6 +156,12 @@ def _statistics(
         "device_bytes": model.weight_bytes,
     }
     if isinstance(model, Model):
+        stats["memory"] = {
+            "needed": model.needs.total,
+            **model.needs.parts,
+            "taken": model.device.memory.used,
+            "most_taken": model.device.memory.peak,
+        }
         stats["device"] = model.device.info.name
         stats["kernels"] = {match.value: n for match, n in model.matches().items()}
         steps = {"decode": model.dispatches(1), "prefill": model.dispatches(counted.prompt_tokens)}
@@ -173,6 +179,12 @@ def _print_stats(output: Output, stats: dict[str, Any]) -> None:
         f"{stats['load_s']:.2f} s; state {stats['state_bytes'] / 1e6:.2f} MB"
         f"; weights {stats['device_bytes'] / 1e6:.1f} MB"
     )
+    if "memory" in stats:
+        found = stats["memory"]
+        output.note(
+            f"memory: {found['needed'] / 1e6:.1f} MB reckoned for 1 slot and prompts in pieces of "
+            f"256 tokens, at most {found['most_taken'] / 1e6:.1f} MB taken"
+        )
     output.note(
         f"prefill {stats['prompt_tokens']:>6} tokens {stats['prefill_s']:8.3f} s "
         f"{stats['prefill_tok_per_s']:9.1f} tok/s"

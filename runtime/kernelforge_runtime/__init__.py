@@ -18,6 +18,7 @@ from kernelforge_runtime.models.loading import OnLoad
 from kernelforge_runtime.state import State
 from kernelforge_runtime.text import Sampling, load_tokenizer
 from kernelforge_runtime.vk import Device, list_devices, open_device
+from kernelforge_runtime.vk.memory import parse_bytes
 from kernelforge_runtime.weights.adapters import Adapter
 
 __all__ = [
@@ -67,6 +68,8 @@ def load_model(
     int8_dot: Int8Dot | None = None,
     quant: str | None = None,
     adapters: Iterable[Adapter | str | os.PathLike[str]] = (),
+    chunk: int = 256,
+    memory: int | str | None = None,
 ) -> Model:
     """Loads a .pth or .safetensors checkpoint; its version is read from the tensors.
 
@@ -87,14 +90,19 @@ def load_model(
             does not name is in `weights`.
         adapters: LoRA, PiSSA and DiSHA files that are merged into the weights in this order: each
             an Adapter, a path, or text as FILE[:ALPHA[:REGEX]].
+        chunk: tokens of a step that there must be memory for; a longer prompt goes in pieces.
+        memory: limit of what the device's buffers take: bytes, or a text like 2GiB; see
+            open_device.
 
     Raises:
         KernelForgeError: the file, the device or the bundle cannot serve; one line says why.
     """
-    how = weights, activations, slots, progress, int8_dot, quant, adapters
+    how = weights, activations, slots, progress, int8_dot, quant, adapters, chunk
     if device is not None:
+        if memory is not None:
+            device.memory.limit = parse_bytes(str(memory))
         return _load_model(path, device, bundle, *how)
-    device = open_device()
+    device = open_device(memory=memory)
     try:
         model = _load_model(path, device, bundle, *how)
     except BaseException:

@@ -7,6 +7,7 @@ stay in the processor's cache do not.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -36,14 +37,22 @@ class StoredMatrix:
         shape: [rows, columns].
     """
 
-    def __init__(self, raw: NDArray[Any], dtype: str, where: str) -> None:
+    def __init__(
+        self,
+        raw: NDArray[Any],
+        dtype: str,
+        where: str,
+        forget: Callable[[NDArray[Any]], None] = lambda raw: None,
+    ) -> None:
         """A view of the file.
 
         Args:
             raw: elements as stored, bf16 as uint16.
             dtype: "f32", "f16" or "bf16".
             where: file and tensor, for messages.
+            forget: told of elements that were written and will hardly be asked for again.
         """
+        self._forget = forget
         self._raw, self._dtype, self._where = raw, DTYPES[dtype], where
         self.shape: tuple[int, ...] = raw.shape
 
@@ -54,6 +63,10 @@ class StoredMatrix:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> StoredMatrix:
+        """Some of the rows."""
+        return StoredMatrix(self._raw[rows], self._dtype.name, self._where, self._forget)
 
     def __array__(
         self, dtype: Any = None, copy: bool | None = None
@@ -84,6 +97,7 @@ class StoredMatrix:
         threads = min(MOST_THREADS, os.cpu_count() or 1)
         if self.size < SHARED_ELEMENTS or threads == 1:
             self._write_rows(target, form, 0, len(self), step)
+            self._forget(self._raw)
             return
         share = -(-len(self) // (4 * threads))
         with ThreadPoolExecutor(threads) as pool:
@@ -93,6 +107,7 @@ class StoredMatrix:
             ]
             for job in jobs:
                 job.result()
+        self._forget(self._raw)
 
     def _write_rows(
         self, target: NDArray[Any], form: DType, first: int, end: int, step: int

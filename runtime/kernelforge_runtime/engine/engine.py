@@ -54,7 +54,7 @@ class Engine:
         self,
         model: Model | Reference,
         slots: int | None = None,
-        chunk: int = max(BUCKETS),
+        chunk: int | None = None,
         tokenizer: Tokenizer | None = None,
         longest_prompt: int = LONGEST_PROMPT,
         on_device: bool | None = None,
@@ -65,7 +65,7 @@ class Engine:
         Args:
             model: loaded with as many slots at least.
             slots: the model's where None.
-            chunk: from `slots` to 256.
+            chunk: from `slots` to 256; where None what the model has memory for.
             tokenizer: picked by the vocabulary's size where None; where none fits, prompts are ids
                 and there is no text.
             longest_prompt: tokens that a prompt may have.
@@ -79,6 +79,8 @@ class Engine:
         """
         self.model = model
         self.slots = slots if slots is not None else model.slots
+        if chunk is None:
+            chunk = max(model.needs.chunk, self.slots) if isinstance(model, Model) else max(BUCKETS)
         self.chunk, self.longest_prompt = chunk, longest_prompt
         if not 1 <= self.slots <= model.slots:
             raise RequestError(

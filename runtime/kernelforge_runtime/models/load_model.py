@@ -10,6 +10,7 @@ from kernelforge_runtime.models.int8_dot import Int8Dot
 from kernelforge_runtime.models.int8_gate import pass_gate, refuse_misfits
 from kernelforge_runtime.models.loading import OnLoad
 from kernelforge_runtime.models.model import Model
+from kernelforge_runtime.models.step_size import BUCKETS
 from kernelforge_runtime.vk import Device
 from kernelforge_runtime.weights.adapters import Adapter, open_model
 
@@ -25,6 +26,7 @@ def load_model(
     int8_dot: Int8Dot | None = None,
     quant: str | None = None,
     adapters: Iterable[Adapter | str | os.PathLike[str]] = (),
+    chunk: int = max(BUCKETS),
 ) -> Model:
     """Loads a model onto a device.
 
@@ -44,20 +46,22 @@ def load_model(
             does not name is in `weights`. See `weight_formats`.
         adapters: LoRA, PiSSA and DiSHA files, merged into the weights in this order; see
             weights.adapters.
+        chunk: tokens of a step that there must be memory for; a longer prompt goes in pieces.
 
     Raises:
         ModelError: the file cannot be read, is no model of a known version, does not fit f16, or
             does not pass what int8_dot asks; or an adapter is not one of this model.
         BundleError: there are no kernels for it.
-        OutOfMemoryError: it does not fit the device.
+        OutOfMemoryError: it does not fit the device: said before anything is loaded.
     """
+    how = weights, activations, slots, progress, quant, chunk
     with open_model(path, adapters) as checkpoint:
         kernels = bundle if bundle is not None else KernelSet.open(device.info).tell()
         if int8_dot is None:
-            return Model(checkpoint, device, kernels, weights, activations, slots, progress, quant)
+            return Model(checkpoint, device, kernels, *how)
         refuse_misfits(checkpoint, weights, quant)
         rounding = kernels.with_rounding(int8_dot.use)
-        model = Model(checkpoint, device, rounding, weights, activations, slots, progress, quant)
+        model = Model(checkpoint, device, rounding, *how)
     try:
         model.int8 = pass_gate(model, int8_dot)
     except BaseException:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.bundle.select import KernelSet
-from kernelforge_runtime.errors import ModelError
+from kernelforge_runtime.errors import ModelError, OutOfMemoryError
 from kernelforge_runtime.models.base import ModelConfig
 from kernelforge_runtime.models.device_choice import Choice, ChoiceBuffers
 from kernelforge_runtime.models.formats import activation_format, formats_of
@@ -21,9 +21,11 @@ from kernelforge_runtime.models.int8_dot import Int8Report
 from kernelforge_runtime.models.loading import OnLoad, counting
 from kernelforge_runtime.models.observed import ObservedStep, ObservedSteps
 from kernelforge_runtime.models.planned import Output
+from kernelforge_runtime.models.preflight import Preflight
 from kernelforge_runtime.models.registry import recognise
 from kernelforge_runtime.models.resident import ResidentStates
 from kernelforge_runtime.models.step_size import BUCKETS, share, step_size
+from kernelforge_runtime.models.step_writing import write_step
 from kernelforge_runtime.models.tokens import check_tokens
 from kernelforge_runtime.models.traced import TracedSteps
 from kernelforge_runtime.models.tuned_state import read_state_file, read_tuned_state
@@ -67,6 +69,7 @@ class Model(ObservedSteps, TracedSteps):
         activations: type of the residual stream.
         slots: sequences that one step can advance.
         hash: of the model file and its adapters; see model_hash.
+        needs: memory of the device that was reckoned before loading.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Model(ObservedSteps, TracedSteps):
         slots: int = 1,
         progress: OnLoad | None = None,
         quant: str | None = None,
+        chunk: int = max(BUCKETS),
     ) -> None:
         self._file = recognise(checkpoint)
         self.config: ModelConfig = self._file.read_config(checkpoint)
@@ -86,7 +90,12 @@ class Model(ObservedSteps, TracedSteps):
         self.formats = formats_of(self.config, weights, quant)
         self.weights = self.formats.usual
         self.activations = activation_format(activations, self.config)
+        how = device, kernels, self.activations
+        self._preflight = Preflight(self._file, checkpoint, self.config, *how, slots, chunk)
+        self.needs = self._preflight.require(self.formats)
         self._ops = VulkanOps(device, kernels, self.formats, self.activations)
+        self._ops.store.layouts_of = self._preflight.layouts_of
+        self._ops.store.arena.planned = list(self.needs.blocks)
         self._steps: dict[tuple[StepSize, Output], Step] = {}
         self._observed = {}
         self._buffers: StepBuffers | None = None
@@ -100,16 +109,17 @@ class Model(ObservedSteps, TracedSteps):
         self.int8: Int8Report | None = None
         """What came of int8 dot products, where they were asked for."""
         try:
-            self._weights = self._file.load(self._ops, checkpoint, self.config)
-            self._weight_bytes = self._ops.store.arena.nbytes  # before routes are added
-            self._tuned = read_tuned_state(checkpoint, self.config)
-            self.hash = model_hash(checkpoint)
-            kept = self._ops.state
-            self._resident = ResidentStates(device, self.config, kept, slots, self.hash)
-            self._buffers = StepBuffers.make(device, max(BUCKETS))
-            self._token_view = self._buffers.token.view(np.uint32)
-            self._owner_view = self._buffers.owner.view(np.uint32)
-            self._segment_view = self._buffers.segment.view(np.uint32).reshape(-1, 4)
+            with self._preflight.explaining(self.needs):
+                self._weights = self._file.load(self._ops, checkpoint, self.config)
+                self._weight_bytes = self._ops.store.arena.nbytes
+                self._tuned = read_tuned_state(checkpoint, self.config)
+                self.hash = model_hash(checkpoint)
+                made = self.config, self._ops.state, slots, self.hash
+                self._resident = ResidentStates(device, *made)
+                self._buffers = StepBuffers.make(device, max(BUCKETS))
+                self._token_view = self._buffers.token.view(np.uint32)
+                self._owner_view = self._buffers.owner.view(np.uint32)
+                self._segment_view = self._buffers.segment.view(np.uint32).reshape(-1, 4)
         except BaseException:
             self.close()
             raise
@@ -144,7 +154,7 @@ class Model(ObservedSteps, TracedSteps):
         tokens: Sequence[int] = (),
         state: State | None = None,
         full_output: bool = False,
-        chunk: int = max(BUCKETS),
+        chunk: int | None = None,
         *,
         vectors: NDArray[Any] | None = None,
         hidden: Observer | None = None,
@@ -155,7 +165,7 @@ class Model(ObservedSteps, TracedSteps):
             tokens: ids, at least one.
             state: updated in place and returned; None starts anew. `clone` it first to keep it.
             full_output: logits of every token, [T, V], instead of the last one's, [V].
-            chunk: tokens per step at most.
+            chunk: tokens per step at most; where None what memory was reckoned for.
             vectors: in place of tokens, [T, C]: what stands for rows of the embedding table as it
                 is in the file, so before `ln0`, which is applied to them.
             hidden: is shown the residual stream behind layers; see Hidden and Magnitudes.
@@ -169,7 +179,7 @@ class Model(ObservedSteps, TracedSteps):
             hidden.begin(self.config.layers, self.config.version)
         looked = vectors is not None or hidden is not None
         state = state if state is not None else self.new_state()
-        size = max(1, min(chunk, max(BUCKETS)))
+        size = max(1, min(chunk or self.needs.chunk, max(BUCKETS)))
         output: Output = "full" if full_output else "last"
         pieces = []
         step: Step | ObservedStep
@@ -189,14 +199,14 @@ class Model(ObservedSteps, TracedSteps):
         self,
         tokens: Sequence[Sequence[int]],
         states: Sequence[State | None] | None = None,
-        chunk: int = max(BUCKETS),
+        chunk: int | None = None,
     ) -> tuple[NDArray[np.float32], list[State]]:
         """Runs several sequences of unlike length together, `slots` of them at a time.
 
         Args:
             tokens: ids of each sequence, at least one each.
             states: one each, updated in place; None starts anew.
-            chunk: tokens per step at most, of all sequences together.
+            chunk: as of `forward`, of all sequences together.
 
         Returns:
             Logits of every sequence's last token, [B, V], and the states.
@@ -213,7 +223,7 @@ class Model(ObservedSteps, TracedSteps):
             raise ModelError("a state was given for two sequences: clone it")
         ids = [check_tokens(t, self.config.vocab) for t in tokens]
         logits = np.empty((len(ids), self.config.vocab), np.float32)
-        size = max(1, min(chunk, max(BUCKETS)))
+        size = max(1, min(chunk or self.needs.chunk, max(BUCKETS)))
         for first in range(0, len(ids), self.slots):
             group = range(first, min(first + self.slots, len(ids)))
             done = dict.fromkeys(group, 0)
@@ -322,19 +332,19 @@ class Model(ObservedSteps, TracedSteps):
     def _write(self, size: StepSize, output: Output) -> tuple[PlanBuilder, Temporary]:
         """The calls of a step, and where its logits are."""
         assert self._buffers is not None
-        self._ops.begin(size, self._buffers)
-        logits: Temporary = self._file.step(self._ops, self._weights, output == "full")
-        if output == "greedy":
-            self._ops.argmax(logits, self.config.vocab, self._buffers.token)
-        if output == "choice":
-            assert self._choices is not None
-            made = self._choices
-            self._ops.sample(logits, self.config.vocab, made.choice, made.penalty, made.token)
-        builder = self._ops.finish()
-        logits.last = len(builder.calls)  # read after the step: nothing may overwrite it
-        return builder, logits
+        how = self._weights, self.config.vocab, self._buffers, self._choices
+        return write_step(self._file, self._ops, *how, size, output)
 
     def _record(self, size: StepSize, output: Output, timestamps: Timing = "none") -> Step:
+        """A step's plan; where there is no memory for it, those of other sizes are let go."""
+        try:
+            return self._recorded(size, output, timestamps)
+        except OutOfMemoryError:
+            self._forget_steps()
+        with self._preflight.explaining(self.needs):
+            return self._recorded(size, output, timestamps)
+
+    def _recorded(self, size: StepSize, output: Output, timestamps: Timing) -> Step:
         builder, logits = self._write(size, output)
         dispatches, work = builder.finish(self.device)
         try:

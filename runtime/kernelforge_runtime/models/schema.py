@@ -143,7 +143,7 @@ class TensorReader:
         """
         full = self.name(name)
         values = self.checkpoint.tensor(full)
-        if not np.isfinite(values).all():
+        if not _is_finite(values):
             raise ModelError(
                 f"{self.checkpoint.path}: {full} holds NaN or infinite weights; "
                 "the file is damaged or its training diverged"
@@ -165,6 +165,12 @@ class TensorReader:
     def parameters(self) -> int:
         """Number of weights in the file."""
         return sum(math.prod(self.checkpoint.shape(n)) for n in self.checkpoint.names)
+
+
+def _is_finite(values: NDArray[np.float32]) -> bool:
+    """Along axes that repeat one value, as those of shapes without values do, one is looked at."""
+    real = tuple(slice(None) if stride else slice(0, 1) for stride in values.strides)
+    return bool(np.isfinite(values[real]).all())
 
 
 def _unify(

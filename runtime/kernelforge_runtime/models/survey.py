@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from kernelforge_runtime.dtypes import F32, QUANTIZED, DType
 from kernelforge_runtime.models.registry import recognise
+from kernelforge_runtime.models.shapes import Shapes
 from kernelforge_runtime.ops.device_weights import (
     LayoutsOf,
     row_major,
     stack_place,
     vector_elements,
 )
-from kernelforge_runtime.ops.vocabulary import LazyRows, Part
+from kernelforge_runtime.ops.vocabulary import LazyRows, Part, Weight
 from kernelforge_runtime.ops.weight_layout import packed_nbytes
 from kernelforge_runtime.plan.arena import reserved
 from kernelforge_runtime.quantize import BLOCK, K_MULTIPLE, matrix_format
@@ -59,8 +60,8 @@ class Survey:
         self.tables: list[tuple[int, ...]] = []
         self.min_rows: list[int] = []
         self.vectors: list[int] = []
-        self._handed: dict[str, NDArray[np.float32]] = {}
-        shapes = _Shapes(checkpoint, self._handed)
+        shapes = Shapes(checkpoint)
+        self._handed = shapes.handed
         file.load(self, shapes, file.read_config(checkpoint))  # type: ignore[arg-type]
 
     def vector(self, values: NDArray[np.float32]) -> None:
@@ -74,7 +75,7 @@ class Survey:
             tuple(Multiplied(p.name, p.weight.shape, self._is_stored(p), p.layer) for p in parts)
         )
 
-    def table(self, name: str, rows: NDArray[np.float32]) -> None:
+    def table(self, name: str, rows: Weight) -> None:
         """Notes an embedding table."""
         self.tables.append(rows.shape)
 
@@ -151,20 +152,3 @@ def _asked(stack: Sequence[Multiplied], formats: WeightFormats) -> DType:
 
 def _widest(stack: Sequence[Multiplied]) -> int:
     return max(part.shape[1] for part in stack)
-
-
-class _Shapes(Checkpoint):
-    """A checkpoint whose tensors are zeros, which take next to no memory."""
-
-    def __init__(self, real: Checkpoint, handed: dict[str, NDArray[np.float32]]) -> None:
-        self.path, self.kind = real.path, real.kind
-        self.metadata: Mapping[str, str] = real.metadata
-        self._data, self._entries, self._packed = real._data, real._entries, real._packed
-        self._handed = handed
-
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        """Zeros of the tensor's shape, one element along every dimension but the first."""
-        shape = self.shape(name)
-        least = np.zeros((*shape[:1], *(1 for _ in shape[1:])), np.float32)
-        self._handed[name] = np.broadcast_to(least, shape)
-        return self._handed[name]

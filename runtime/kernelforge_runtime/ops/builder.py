@@ -16,6 +16,7 @@ from kernelforge_runtime.bundle.fusion import LaidOut, Wanted, takes_fused
 from kernelforge_runtime.bundle.select import KernelSet, Selection
 from kernelforge_runtime.plan import BufferLike, Dispatch
 from kernelforge_runtime.plan.arena import ALIGNMENT
+from kernelforge_runtime.plan.scratch import own_bytes
 from kernelforge_runtime.vk import Buffer, Device
 
 
@@ -117,9 +118,19 @@ class PlanBuilder:
         )
         return taken
 
+    def work_bytes(self) -> int:
+        """Bytes of the buffer that holds the temporaries; gives each its place in it."""
+        return assign_offsets(list(self._temporaries.values()))
+
+    def scratch_bytes(self) -> dict[str, int]:
+        """Bytes of the memory that kernels need for themselves, by its name; see Scratch."""
+        return own_bytes(
+            (call.selection.entry.signature, call.problem, call.operands) for call in self.calls
+        )
+
     def finish(self, device: Device) -> tuple[list[Dispatch], Buffer | None]:
         """The dispatches with memory bound, and the buffer that holds the temporaries."""
-        size = assign_offsets(list(self._temporaries.values()))
+        size = self.work_bytes()
         memory = device.buffer(size, "work") if size else None
         if memory is not None:
             memory.fill(0)  # padding that no kernel writes must never hold a NaN

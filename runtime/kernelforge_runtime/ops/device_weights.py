@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ from kernelforge_runtime.abi.signature import Layouts
 from kernelforge_runtime.dtypes import F16, QUANTIZED, DType, encode
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.ops.vocabulary import Part, Weight
-from kernelforge_runtime.ops.weight_layout import MAX_GROWTH, ROW_MAJOR, packed
+from kernelforge_runtime.ops.weight_layout import MAX_GROWTH, ROW_MAJOR, packed, packed_nbytes
 from kernelforge_runtime.plan import Arena
 from kernelforge_runtime.plan.arena import ALIGNMENT
 from kernelforge_runtime.quantize import BLOCK, matrix_format, quantize
@@ -22,6 +24,9 @@ from kernelforge_runtime.vk import BufferSlice, Device
 from kernelforge_runtime.weight_formats import WeightFormats
 
 K_MULTIPLE = 32
+ROUTE_BLOCK_BYTES = 1 << 16
+AT_ONCE = 1 << 21
+"""Weights that are packed at a time where the host does not see the device's memory."""
 LayoutsOf = Callable[[DType, int, int], Layouts]
 """(format, rows, k) -> how such a matrix is to lie in memory."""
 OnUpload = Callable[[str, int], None]
@@ -70,7 +75,8 @@ class DeviceWeights:
     Attributes:
         formats: what matrices and tables are kept in; vectors stay float32. Of q8 and nf4 some
             are float16, see `quantize.matrix_format` and `table_format`.
-        arena: the memory of everything that outlives a step.
+        arena: the memory of the weights.
+        routes: that of what steps say of them.
         layouts_of: how matrices are to lie in memory.
         on_upload: called after each tensor.
     """
@@ -83,6 +89,7 @@ class DeviceWeights:
     ) -> None:
         self.formats = formats
         self.arena = Arena(device, "weights")
+        self.routes = Arena(device, "routes", ROUTE_BLOCK_BYTES)
         self.layouts_of = layouts_of
         self.on_upload: OnUpload = lambda name, count: None
 
@@ -102,12 +109,10 @@ class DeviceWeights:
         for part in parts:
             places.append((start, len(part.weight), part.without_weight()))
             start += _padded(len(part.weight), ROUTE_ROWS)
+        starts, scale = [row for row, _, _ in places], None
         if form in QUANTIZED:
-            starts = [row for row, _, _ in places]
-            words, scales = self._quantized(parts, starts, rows, k, form)
-            weight, scale = self.upload(packed(words, form, layouts)), self.upload(scales)
+            weight, scale = self._quantized(parts, starts, rows, k, form, layouts)
         else:
-            starts, scale = [row for row, _, _ in places], None
             weight = self._written(parts, starts, rows, k, form, layouts)
         for part in parts:
             self.on_upload(part.name, part.weight.size)
@@ -122,29 +127,42 @@ class DeviceWeights:
         form: DType,
         layouts: Layouts,
     ) -> BufferSlice:
-        """The stack in a format, zeros where no part is; in place where the host can see it."""
-        piece = self.arena.take(form.nbytes(rows * k)) if layouts == ROW_MAJOR else None
-        plain = None if piece is None else _seen(piece, rows, k, form)
-        made = plain is None
-        if plain is None:
-            plain = np.empty((rows, k), form.np)
-        filled = 0
-        for row, part in zip(starts, parts, strict=True):
-            count, width = part.weight.shape
-            plain[filled:row] = 0
-            _write(part.name, part.weight, plain[row : row + count, :width], form)
-            plain[row : row + count, width:] = 0
-            filled = row + count
-        plain[filled:] = 0
-        if piece is None:
-            return self.upload(packed(plain, form, layouts))
-        if made:
-            piece.upload(plain)
+        """The stack in a format, zeros where no part is.
+
+        In place where the host can see it, else a few rows at a time: on the host a matrix is never
+        whole, but in layouts that need all of it.
+        """
+        piece = self.arena.take(packed_nbytes(rows, k, form, layouts))
+        seen = _seen(piece, rows, k, form) if layouts == ROW_MAJOR else None
+        step = rows if seen is not None else rows_at_once(rows, k, form, layouts)
+        for first in range(0, rows, step):
+            end = min(first + step, rows)
+            plain = seen if seen is not None else np.empty((end - first, k), form.np)
+            filled = 0
+            for row, part in zip(starts, parts, strict=True):
+                low, high = max(first, row), min(end, row + len(part.weight))
+                if low >= high:
+                    continue
+                target, width = plain[low - first : high - first], part.weight.shape[1]
+                plain[filled : low - first] = 0
+                _write(part.name, part.weight[low - row : high - row], target[:, :width], form)
+                target[:, width:] = 0
+                filled = high - first
+            plain[filled:] = 0
+            if seen is None:
+                at = piece.offset + form.nbytes(first * k)
+                piece.buffer.upload(packed(plain, form, layouts), at)
         return piece
 
     def _quantized(
-        self, parts: Sequence[Part], starts: Sequence[int], rows: int, k: int, form: DType
-    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        self,
+        parts: Sequence[Part],
+        starts: Sequence[int],
+        rows: int,
+        k: int,
+        form: DType,
+        layouts: Layouts,
+    ) -> tuple[BufferSlice, BufferSlice]:
         """Words of weights and scales; what no part fills has scale 0, and so decodes to 0."""
         words = np.zeros((rows, k * form.bits // 32), np.uint32)
         scales = np.zeros((rows, k // (2 * BLOCK)), np.uint32)
@@ -154,26 +172,89 @@ class DeviceWeights:
             padded = np.pad(padded, ((0, 0), (0, k - width))) if width < k else padded
             found = quantize(padded, form, part.name)
             words[row : row + count], scales[row : row + count] = found.weight, found.scale
-        return words, scales
+        return self.upload(packed(words, form, layouts)), self.upload(scales)
 
     def table(self, name: str, rows: Weight) -> DeviceMatrix:
         """Uploads an embedding table."""
         count, width = rows.shape
         form = self.formats.table
-        memory = self.arena.take(form.nbytes(rows.size))
-        seen = _seen(memory, count, width, form)
-        plain = np.empty((count, width), form.np) if seen is None else seen
-        _write(name, rows, plain, form)
-        if seen is None:
-            memory.upload(plain)
+        memory = self._written_table(name, rows, form)
         self.on_upload(name, rows.size)
         return DeviceMatrix(memory, count, width, (), name, form)
+
+    def _written_table(self, name: str, rows: Weight, form: DType) -> BufferSlice:
+        """A table in a format, as it is."""
+        count, width = rows.shape
+        memory = self.arena.take(form.nbytes(rows.size))
+        seen = _seen(memory, count, width, form)
+        if seen is not None:
+            _write(name, rows, seen, form)
+            return memory
+        step = max(1, AT_ONCE // width)
+        for first in range(0, count, step):
+            plain = np.empty((min(step, count - first), width), form.np)
+            _write(name, rows[first : first + step], plain, form)
+            memory.buffer.upload(plain, memory.offset + form.nbytes(first * width))
+        return memory
 
     def upload(self, data: NDArray[np.generic]) -> BufferSlice:
         """Keeps an array as it is."""
         piece = self.arena.take(data.nbytes)
         piece.upload(data)
         return piece
+
+    def route(self, route: NDArray[np.uint32]) -> BufferSlice:
+        """Keeps the route of a product."""
+        piece = self.routes.take(route.nbytes)
+        piece.upload(route)
+        return piece
+
+    def close(self) -> None:
+        """Releases everything."""
+        self.arena.close()
+        self.routes.close()
+
+
+class CountedWeights(DeviceWeights):
+    """Takes the memory that weights need, and never their values."""
+
+    def _written(
+        self,
+        parts: Sequence[Part],
+        starts: Sequence[int],
+        rows: int,
+        k: int,
+        form: DType,
+        layouts: Layouts,
+    ) -> BufferSlice:
+        return self.arena.take(packed_nbytes(rows, k, form, layouts))
+
+    def _quantized(
+        self,
+        parts: Sequence[Part],
+        starts: Sequence[int],
+        rows: int,
+        k: int,
+        form: DType,
+        layouts: Layouts,
+    ) -> tuple[BufferSlice, BufferSlice]:
+        words = self.arena.take(packed_nbytes(rows, k, form, layouts))
+        return words, self.arena.take(2 * rows * k // BLOCK)
+
+    def _written_table(self, name: str, rows: Weight, form: DType) -> BufferSlice:
+        return self.arena.take(form.nbytes(rows.size))
+
+
+def rows_at_once(rows: int, k: int, form: DType, layouts: Layouts) -> int:
+    """Rows that can be packed without the others: a few whose memory is one piece, or all."""
+    tall = 1
+    if layouts:
+        found = re.match(r"M/([0-9]+) ", layouts[0][1])
+        if found is None or packed_nbytes(rows, k, form, layouts) != form.nbytes(rows * k):
+            return rows
+        tall = int(found[1])
+    least = math.lcm(tall, ROUTE_ROWS)
+    return max(1, AT_ONCE // (least * k)) * least if rows % tall == 0 else rows
 
 
 def vector_elements(size: int) -> int:

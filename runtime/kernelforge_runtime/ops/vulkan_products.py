@@ -165,7 +165,7 @@ class Products(StepWriter):
     def _uploaded(self, route: NDArray[np.uint32]) -> BufferSlice:
         key = tuple(int(v) for v in route.reshape(-1))
         if key not in self._routes:
-            self._routes[key] = self.store.upload(route)
+            self._routes[key] = self.store.route(route)
         return self._routes[key]
 
 

@@ -197,7 +197,7 @@ class StepWriter:
 
     def close(self) -> None:
         """Releases weights, state and what was carried aside."""
-        self.store.arena.close()
+        self.store.close()
         for kept in self.state.values():
             kept.close()
         for buffer in self._aside.values():

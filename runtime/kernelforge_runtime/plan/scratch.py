@@ -5,11 +5,31 @@ Dispatches of a plan take turns with it: each writes it, so that a barrier stand
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from kernelforge_runtime.abi.signature import Signature
 from kernelforge_runtime.plan.dispatch import Dispatch
 from kernelforge_runtime.vk import Buffer, Device
+
+
+def own_bytes(
+    uses: Iterable[tuple[Signature, Mapping[str, int], Container[str]]],
+) -> dict[str, int]:
+    """Bytes of every buffer that kernels need for themselves, by name, so that each has enough.
+
+    Args:
+        uses: kernels with their dimensions and the names of what they are given.
+    """
+    sizes: dict[str, int] = {}
+    for signature, dims, given in uses:
+        if not signature.serves(dims):
+            continue  # refused when it is bound
+        for binding in signature.bindings:
+            if binding.is_own and binding.name not in given:
+                nbytes = max(16, binding.nbytes(dims))
+                sizes[binding.name] = max(nbytes, sizes.get(binding.name, 0))
+    return sizes
 
 
 class Scratch:
@@ -25,14 +45,7 @@ class Scratch:
     """
 
     def __init__(self, device: Device, dispatches: Sequence[Dispatch], name: str) -> None:
-        sizes: dict[str, int] = {}
-        for dispatch in dispatches:
-            if not dispatch.module.signature.serves(dispatch.dims):
-                continue  # refused when it is bound
-            for binding in dispatch.module.signature.bindings:
-                if binding.is_own and binding.name not in dispatch.buffers:
-                    nbytes = max(16, binding.nbytes(dispatch.dims))
-                    sizes[binding.name] = max(nbytes, sizes.get(binding.name, 0))
+        sizes = own_bytes((d.module.signature, d.dims, d.buffers) for d in dispatches)
         self._buffers: dict[str, Buffer] = {}
         try:
             for binding_name, nbytes in sizes.items():

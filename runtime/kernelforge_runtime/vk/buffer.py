@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from kernelforge_runtime.errors import DeviceError, OutOfMemoryError
 from kernelforge_runtime.vk.loader import check
+from kernelforge_runtime.vk.memory import Placement
 
 if TYPE_CHECKING:
     from kernelforge_runtime.vk.device import Device
@@ -111,7 +112,14 @@ class Buffer:
             },
         )
         out = ffi.new("VkDeviceMemory*")
-        self._reserve(lib.vkAllocateMemory(device.handle, info, ffi.NULL, out), doing)
+        heap = device.physical.memory_types[index][1]
+        device.memory.take(heap, size, doing)
+        try:
+            self._reserve(lib.vkAllocateMemory(device.handle, info, ffi.NULL, out), doing)
+        except DeviceError:
+            device.memory.give(heap, size)
+            raise
+        self._taken = heap, size
         return out[0], flags
 
     def _reserve(self, result: int, doing: str) -> None:
@@ -123,6 +131,23 @@ class Buffer:
                 f"{error}; {info.name} has {info.memory_bytes / 1e9:.1f} GB: "
                 "use a smaller weight format"
             ) from None
+
+    @staticmethod
+    def placement(device: Device, host_visible: bool) -> Placement:
+        """Where a buffer would go: found with one that is given no memory."""
+        ffi, lib = device.ffi, device.lib
+        with_address = "buffer_device_address" in device.info.features
+        info = ffi.new("VkBufferCreateInfo*")
+        info.sType = lib.VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO
+        info.size, info.usage = 16, _STORAGE | _TRANSFER | (_ADDRESS if with_address else 0)
+        out, needs = ffi.new("VkBuffer*"), ffi.new("VkMemoryRequirements*")
+        check(lib.vkCreateBuffer(device.handle, info, ffi.NULL, out), "looking for memory")
+        lib.vkGetBufferMemoryRequirements(device.handle, out[0], needs)
+        lib.vkDestroyBuffer(device.handle, out[0], ffi.NULL)
+        index, flags = device.memory_type(int(needs.memoryTypeBits), host_visible)
+        mapped = bool(flags & _HOST_VISIBLE and flags & _HOST_COHERENT)
+        heap = device.physical.memory_types[index][1]
+        return Placement(heap, mapped, max(16, int(needs.alignment)))
 
     def slice(self, offset: int, nbytes: int) -> BufferSlice:
         """A view of `nbytes` bytes from byte `offset`."""
@@ -190,6 +215,7 @@ class Buffer:
         device, self.mapped = self.device, None
         device.lib.vkDestroyBuffer(device.handle, self.handle, device.ffi.NULL)
         device.lib.vkFreeMemory(device.handle, self.memory, device.ffi.NULL)
+        device.memory.give(*self._taken)
         self.handle = None
         device.untrack("buffer", self)
 

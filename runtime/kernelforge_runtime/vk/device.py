@@ -14,6 +14,7 @@ from kernelforge_runtime.errors import DeviceError
 from kernelforge_runtime.vk import flexible
 from kernelforge_runtime.vk.buffer import Buffer
 from kernelforge_runtime.vk.loader import Instance, check
+from kernelforge_runtime.vk.memory import MemoryAccount, Placement, limit_of
 from kernelforge_runtime.vk.physical import (
     COOPERATIVE_MATRIX,
     EXTERNAL_MEMORY_FD,
@@ -48,10 +49,14 @@ class Device:
     Attributes:
         info: names, limits and features.
         handle: the VkDevice.
+        memory: what its buffers take.
     """
 
-    def __init__(self, instance: Instance, physical: PhysicalDevice) -> None:
+    def __init__(
+        self, instance: Instance, physical: PhysicalDevice, memory: int | None = None
+    ) -> None:
         self.instance, self.physical, self.info = instance, physical, physical.info
+        self.memory = MemoryAccount(physical, memory)
         self.ffi, self.lib = instance.ffi, instance.lib
         self._owned: dict[int, tuple[str, Owned]] = {}
         self._pipelines: dict[tuple[str, Any], Pipeline] = {}
@@ -177,6 +182,10 @@ class Device:
                     return index, flags
         raise DeviceError(f"{self.info.name} has no memory type for this buffer")
 
+    def placement(self, host_visible: bool) -> Placement:
+        """Where buffers go that the host must see, or need not see."""
+        return Buffer.placement(self, host_visible)
+
     @property
     def live_objects(self) -> dict[str, int]:
         """How many Vulkan objects of each kind are open, e.g. `{"buffer": 3}`."""
@@ -232,7 +241,11 @@ def list_devices() -> list[DeviceInfo]:
         instance.close()
 
 
-def open_device(selector: int | str | None = None, validation: bool | None = None) -> Device:
+def open_device(
+    selector: int | str | None = None,
+    validation: bool | None = None,
+    memory: int | str | None = None,
+) -> Device:
     """Opens a Vulkan device.
 
     Args:
@@ -240,6 +253,8 @@ def open_device(selector: int | str | None = None, validation: bool | None = Non
             the environment variable KERNELFORGE_DEVICE names); an index of `list_devices`;
             part of a name or slug; a device UUID in hex.
         validation: run under VK_LAYER_KHRONOS_validation; None asks KERNELFORGE_VALIDATION.
+        memory: bytes that its buffers may take, or a text like 2GiB; None asks KERNELFORGE_MEMORY,
+            and without it there is no limit but the device's.
 
     Raises:
         DeviceError: no such device, or Vulkan is not there.
@@ -248,9 +263,10 @@ def open_device(selector: int | str | None = None, validation: bool | None = Non
         validation = os.environ.get(VALIDATION_VARIABLE, "0") not in ("", "0")
     if selector is None:
         selector = os.environ.get(DEVICE_VARIABLE) or None
+    limit = limit_of(memory)
     instance = Instance(validation)
     try:
-        return Device(instance, _choose(enumerate_physical(instance), selector))
+        return Device(instance, _choose(enumerate_physical(instance), selector), limit)
     except BaseException:
         instance.close()
         raise

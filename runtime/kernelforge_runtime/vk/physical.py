@@ -7,6 +7,7 @@ from typing import Any
 from kernelforge_runtime.abi.device_info import CooperativeShape, DeviceInfo, FlexibleMatrix
 from kernelforge_runtime.vk import flexible
 from kernelforge_runtime.vk.loader import Instance, check
+from kernelforge_runtime.vk.memory import BUDGET_EXTENSION
 from kernelforge_runtime.vk.processor import processor_name
 
 _TYPES = {0: "other", 1: "integrated", 2: "discrete", 3: "virtual", 4: "cpu"}
@@ -32,6 +33,8 @@ class PhysicalDevice:
         info: everything a kernel may ask.
         queue_family: index of the compute queue family used.
         extensions: names of the device extensions it offers.
+        memory_types: (property flags, heap index) of each.
+        heaps: bytes of each memory heap.
     """
 
     def __init__(self, instance: Instance, handle: Any) -> None:
@@ -39,8 +42,8 @@ class PhysicalDevice:
         self._instance = instance
         self.extensions = self._extensions()
         self.queue_family, timestamp_bits = self._queue_family()
-        self.memory_types, heaps = self._memory()
-        self.info = self._info(timestamp_bits, max(heaps))
+        self.memory_types, self.heaps, local = self._memory()
+        self.info = self._info(timestamp_bits, max(local))
 
     def _extensions(self) -> frozenset[str]:
         ffi, lib = self.ffi, self.lib
@@ -64,20 +67,35 @@ class PhysicalDevice:
                 return index, int(families[index].timestampValidBits)
         return -1, 0
 
-    def _memory(self) -> tuple[list[tuple[int, int]], list[int]]:
-        """Memory types as (property flags, heap index); heap sizes in bytes."""
+    def _memory(self) -> tuple[list[tuple[int, int]], list[int], list[int]]:
+        """Memory types as (property flags, heap index); all heaps' bytes, and the device's own."""
         properties = self.ffi.new("VkPhysicalDeviceMemoryProperties*")
         self.lib.vkGetPhysicalDeviceMemoryProperties(self.handle, properties)
         types = [
             (int(properties.memoryTypes[i].propertyFlags), int(properties.memoryTypes[i].heapIndex))
             for i in range(properties.memoryTypeCount)
         ]
-        local = [
-            int(properties.memoryHeaps[i].size)
-            for i in range(properties.memoryHeapCount)
-            if properties.memoryHeaps[i].flags & 0x1
+        heaps = [int(properties.memoryHeaps[i].size) for i in range(properties.memoryHeapCount)]
+        local = [size for i, size in enumerate(heaps) if int(properties.memoryHeaps[i].flags) & 0x1]
+        return types, heaps, local or [0]
+
+    def memory_budget(self) -> list[tuple[int, int]] | None:
+        """(bytes that this process may use, bytes it does) of each heap, by the driver, now.
+
+        None where the driver does not tell.
+        """
+        if BUDGET_EXTENSION not in self.extensions:
+            return None
+        ffi, lib = self.ffi, self.lib
+        budget = ffi.new("VkPhysicalDeviceMemoryBudgetPropertiesEXT*")
+        budget.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT
+        properties = ffi.new("VkPhysicalDeviceMemoryProperties2*")
+        properties.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2
+        properties.pNext = budget
+        lib.vkGetPhysicalDeviceMemoryProperties2(self.handle, properties)
+        return [
+            (int(budget.heapBudget[i]), int(budget.heapUsage[i])) for i in range(len(self.heaps))
         ]
-        return types, local or [0]
 
     def _info(self, timestamp_bits: int, memory_bytes: int) -> DeviceInfo:
         ffi, lib = self.ffi, self.lib

@@ -183,7 +183,23 @@ class Checkpoint:
         raw = self.raw(name)
         if not raw.flags.c_contiguous:
             return None
-        return StoredMatrix(raw.reshape(shape), self.dtype(name), f"{self.path}: {name}")
+        where = f"{self.path}: {name}"
+        return StoredMatrix(raw.reshape(shape), self.dtype(name), where, self._forget)
+
+    def _forget(self, read: NDArray[Any]) -> None:
+        """Lets the system take back the memory of a part of the file that was read.
+
+        Its content stays in the file's cache as long as there is room: reading it again is right,
+        and mostly fast.
+        """
+        if self._data is None or not hasattr(self._data, "madvise") or read.nbytes < mmap.PAGESIZE:
+            return
+        begin = np.frombuffer(self._data, np.uint8, 1).__array_interface__["data"][0]
+        start = read.__array_interface__["data"][0] - begin
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        whole = (start + read.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        if read.flags.c_contiguous and start >= 0 and whole > 0:
+            self._data.madvise(mmap.MADV_DONTNEED, first, whole)
 
     def lazy_rows(self, name: str) -> LazyRows:
         """The rows of a 2-D float tensor, left in the file: valid after `close`, too.
