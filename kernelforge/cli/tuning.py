@@ -18,17 +18,26 @@ from kernelforge.cli import options
 from kernelforge.cli.in_place import InPlace, compare_in_place
 from kernelforge.cli.output import Output
 from kernelforge.compile import buildable, compile_variant, find_compiler
-from kernelforge.errors import MeasureError
+from kernelforge.errors import CompileError, MeasureError, PackError
 from kernelforge.families import get_family, load_families
 from kernelforge.measure.baseline import Ceilings, measure_ceilings
 from kernelforge.measure.measurer import Measurer
 from kernelforge.measure.roofline import rate
 from kernelforge.measure.supervisor import Supervisor
-from kernelforge.pack import Sharing, Winner, choose, pack, sharing, winner
+from kernelforge.pack import (
+    Sharing,
+    Winner,
+    choose,
+    installed_toolchain,
+    pack,
+    sharing,
+    winner,
+)
 from kernelforge.pack.generic import generic_winners
 from kernelforge.render import template_sha256
 from kernelforge.tune.budget import Budget
 from kernelforge.tune.crossing import cross
+from kernelforge.tune.earlier import earlier_results, manifest_here
 from kernelforge.tune.every_layout import kind_of, signature_of
 from kernelforge.tune.journal import Journal, read_journal
 from kernelforge.tune.portfolio import shipped_portfolio
@@ -73,6 +82,7 @@ class Tuning:
         """
         self._args, self._output = args, output
         self.sharing: Sharing | None = None
+        self._earlier: list[TuneResult] = []
         self._budget = Budget.of(args.profile, args.trials, args.seconds)
         self._out = options.require_writable(args.out or tuned_output_dir(), "--out")
         find_compiler()
@@ -150,16 +160,36 @@ class Tuning:
         return Isolation(self._open.enter_context(Supervisor()), avoid=avoid)
 
     def cross(self, results: Sequence[TuneResult]) -> list[TuneResult]:
-        """The results, with winners of other problems beside their own; see `tune.crossing`."""
+        """The results, with winners of other problems beside their own; see `tune.crossing`.
+
+        Those of earlier runs take part, as far as the journal and the bundle have them.
+        """
         limit = self._budget.seconds
         spent = sum(result.seconds for result in results)
-        return cross(
-            results,
+        self._earlier = self._found_earlier(results)
+        crossed = cross(
+            [*results, *self._earlier],
             get_family,
             buildable(self.device.info),
             self._bench_for,
             Journal(self.folder / options.JOURNAL_FILE),
             CROSS_SHARE * (spent if limit is None else limit),
+        )
+        self._earlier = crossed[len(results) :]
+        return crossed[: len(results)]
+
+    def _found_earlier(self, results: Sequence[TuneResult]) -> list[TuneResult]:
+        manifest = manifest_here(Path(self._out) / self.device.info.slug, self.device.info)
+        toolchain = installed_toolchain()
+        if manifest is None or not self._args.resume:
+            return []
+        made_by = manifest.toolchain
+        if (made_by.glslang, made_by.flags) != (toolchain.glslang, toolchain.flags):
+            return []
+        journal = read_journal(self.folder / options.JOURNAL_FILE)
+        families = load_families()
+        return earlier_results(
+            journal, manifest, self.device.info, results, families.get, template_sha256
         )
 
     def _bench_for(self, result: TuneResult) -> AbstractContextManager[Measurer]:
@@ -172,6 +202,11 @@ class Tuning:
     def pack(self, results: Sequence[TuneResult]) -> Path:
         """Writes the winners to the device's bundle, beside what it already holds."""
         winners = [w for result in results for w in _winners(result)]
+        for result in self._earlier:
+            try:
+                winners += _winners(result)
+            except (PackError, CompileError) as error:  # its old entries stay as they are
+                log.info("%s %s: %s", result.family, result.problem, error)
         chosen = choose(winners, SLACK)
         self.sharing = sharing(winners, chosen)
         numbers = {k: v for k, v in self.ceilings.to_json().items() if isinstance(v, float)}
