@@ -13,6 +13,8 @@ root=$(cd "${BASH_SOURCE[0]%/*}/.." && pwd)
 cd "$root"
 # shellcheck source=scripts/apt_sources.sh
 . scripts/apt_sources.sh
+# shellcheck source=scripts/fft.sh
+. scripts/fft.sh
 
 state=$root/.setup
 swiftshader=$state/swiftshader
@@ -82,7 +84,7 @@ has_chromium() {
   have chromium-headless-shell || have chromium || have chromium-browser || have google-chrome
 }
 
-wanted_stamp() { cat pyproject.toml scripts/setup.sh scripts/apt_sources.sh | sha256sum; }
+wanted_stamp() { cat pyproject.toml scripts/setup.sh scripts/apt_sources.sh scripts/fft.sh | sha256sum; }
 is_current() { [[ -f $state/stamp && $(<"$state/stamp") == "$(wanted_stamp)" ]]; }
 
 mesa_version() { dpkg-query -W -f '${Version}' mesa-vulkan-drivers 2>/dev/null || true; }
@@ -108,6 +110,7 @@ check() {
   has_swiftshader || echo "optional, missing: SwiftShader (its tests are skipped)"
   has_postgres || echo "optional, missing: postgresql (the tests of a database shared by tuners are skipped)"
   has_chromium || echo "optional, missing: chromium-headless-shell (tests that look at a report's page are skipped)"
+  { has_fft && has_opencl_device; } || echo "optional, missing: VkFFT (bench --peer vkfft is left out)"
   [[ $complete == 0 ]] && echo "everything is in place"
   return $complete
 }
@@ -351,6 +354,7 @@ main() {
   fi
   setup_swiftshader "$system"
   setup_venv
+  setup_fft "$system"
   wanted_stamp >"$state/stamp"
   local mesa
   mesa=$(mesa_version)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class RunningFft:
         self.label, self.spent_s = label, 0.0
         self._process, self._folder = process, folder
 
-    def bandwidth(self, nbytes: int) -> dict[int, float]:
+    def bandwidth(self, nbytes: int, lengths: Sequence[int] = LENGTHS) -> dict[int, float]:
         """GB/s by length of the transforms, over this many bytes.
 
         Raises:
@@ -40,7 +40,7 @@ class RunningFft:
         """
         return {
             length: float(self._process.ask("bandwidth", CALL_S, nbytes=nbytes, length=length))
-            for length in LENGTHS
+            for length in lengths
         }
 
     def convolve(self, x: NDArray[Any], g: NDArray[Any]) -> NDArray[Any]:

@@ -220,3 +220,33 @@ def test_env_adds_swiftshader_to_the_machines_own_devices(
     script = f'. "{ROOT}/scripts/env.sh" && printf %s "$VK_ADD_DRIVER_FILES"'
     result = run("sh", "-c", script, cwd=tmp_path, VK_ADD_DRIVER_FILES=already)
     assert result.stdout == expected.format(here=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("packages", "choice", "said"),
+    [
+        ("echo g++; echo pocl-opencl-icd", "yes", "missing: g++ pocl-opencl-icd"),
+        (":", "yes", "ERROR: no such package"),
+        ("echo g++", "no", ""),
+    ],
+)
+def test_what_vkfft_lacks_is_one_line_and_no_failure(
+    packages: str, choice: str, said: str, bare_checkout: Path, bare_path: str
+) -> None:
+    lines = (bare_checkout / "scripts" / "setup.sh").read_text().splitlines()
+    assert lines[-1] == 'main "$@"'
+    write(bare_checkout / "scripts" / "parts.sh", "\n".join(lines[:-1]))
+    python = bare_checkout / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    # It finds no package, and pip fails as it does without a network.
+    write(python, "#!/bin/sh\necho Looking; echo ERROR: no such package; exit 1\n").chmod(0o755)
+    (bare_checkout / ".setup").mkdir()
+    for tool in ("timeout", "sh"):
+        (Path(bare_path) / tool).symlink_to(shutil.which(tool) or tool)
+    script = f". scripts/parts.sh; fft_packages() {{ {packages}; }}; setup_fft yes; echo went on"
+    result = run(BASH, "-c", script, cwd=bare_checkout, PATH=bare_path, KERNELFORGE_FFT=choice)
+    assert result.returncode == 0
+    assert result.stdout.endswith("went on\n")
+    wanted = f"setup: warning: no VkFFT ({said}): bench --peer vkfft is left out" if said else ""
+    assert result.stderr.startswith(wanted)
+    assert result.stderr.count("\n") == bool(said)
