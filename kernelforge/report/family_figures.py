@@ -1,4 +1,4 @@
-"""Pictures of one family's searches, and of one token's time; positions are as in `figures`."""
+"""Pictures of a family's searches, of a token's time and of batches; placed as in `figures`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from kernelforge.report.families import FamilyRow
 from kernelforge.report.figures import Bar, BarChart, BarRow, History, history
 from kernelforge.report.operations import REST, TokenTime
 from kernelforge.report.parameters import SHOWN
+from kernelforge.report.serving import ServingRow
 
 _LONGEST = 80.0
 _STEPS = (1.1, 1.3, 1.6, 2.2, 4.0)
@@ -74,6 +75,31 @@ def family_figures(rows: Sequence[FamilyRow]) -> list[FamilyFigures]:
 def token_charts(times: Sequence[TokenTime], slug: str) -> list[BarChart]:
     """A bar per operation of a token, longest first, and one for the rest."""
     return [_token(time, slug) for time in times]
+
+
+def batch_charts(rows: Sequence[ServingRow], slug: str) -> list[BarChart]:
+    """Per model, weights and bundle: tokens per second of so many sequences at once."""
+    groups: dict[tuple[str, str, str], list[ServingRow]] = {}
+    for row in rows:
+        if row.is_batch:
+            groups.setdefault((row.model, row.weights, row.bundle), []).append(row)
+    charts = []
+    for (model, weights, bundle), group in groups.items():
+        most = max(row.median for row in group)
+        kind = "default" if bundle == "generic" else "tuned"
+        bars = tuple(
+            BarRow(
+                row.test,
+                "",
+                f"{number(row.times_one)}× one" if math.isfinite(row.times_one) else "",
+                (Bar(f"{72.0 * row.median / most:.2f}", number(row.median), kind),),
+            )
+            for row in sorted(group, key=lambda row: (row.sequences, row.test))
+        )
+        kernels = "" if bundle == slug else f", {bundle} kernels"
+        title = f"{model} in {weights}{kernels}: decode of several sequences, tokens per second"
+        charts.append(BarChart(title, bars, ()))
+    return charts
 
 
 def _summary(row: FamilyRow) -> str:

@@ -30,6 +30,7 @@ from kernelforge.report.formats import FormatRow, format_rows
 from kernelforge.report.kernels import KernelRow, kernel_rows
 from kernelforge.report.models import ModelRow, model_rows
 from kernelforge.report.operations import TokenTime, token_times
+from kernelforge.report.serving import ServingRow, serving_rows
 from kernelforge.tune.journal import read_journal
 from kernelforge_runtime.bundle import Bundle, Fingerprint, open_bundle
 
@@ -62,6 +63,7 @@ class Frame:
         matmul: what another library's product reached; None where not measured.
         families: a row per family and precision.
         tokens: where the time of a token goes, per model, weights and bundle.
+        serving: a row per bench of batches, first tokens and long texts.
         formats: a row per weight format that was compared with others.
         fft: what VkFFT reached; None where not measured.
         time: of the newest record, UTC; "" where no record has one.
@@ -84,6 +86,7 @@ class Frame:
     families: tuple[FamilyRow, ...]
     tokens: tuple[TokenTime, ...]
     formats: tuple[FormatRow, ...]
+    serving: tuple[ServingRow, ...]
     fft: FftLimits | None
     time: str
     provenance: tuple[tuple[str, str], ...]
@@ -111,7 +114,8 @@ def gather(folder: Path, slug: str, bundle: Path | None = None, model: str | Non
     kernels = kernel_rows(measurements, entries, ceilings, generic_variants())
     models = model_rows([bench for bench in benches if not bench.peer], model)
     matmul = _matmul(folder / BENCH_FILE)
-    if not kernels and not models:
+    serving = serving_rows(folder / BENCH_FILE, model)
+    if not kernels and not models and not serving:
         raise ReportError(nothing(folder))
     known = opened.manifest.device if opened else None
     device = _Device.of(slug, known, benches, measurements)
@@ -132,6 +136,7 @@ def gather(folder: Path, slug: str, bundle: Path | None = None, model: str | Non
         families=tuple(family_rows(measurements, kernels)),
         tokens=tuple(token_times(models)),
         formats=tuple(format_rows(folder, model)),
+        serving=tuple(serving),
         fft=_fft(folder / BENCH_FILE),
         time=time,
         provenance=_provenance(opened, measurements, benches, time),

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from kernelforge.report import figures, summary
 from kernelforge.report.cells import Table, number
-from kernelforge.report.family_figures import family_figures, token_charts
+from kernelforge.report.family_figures import batch_charts, family_figures, token_charts
 from kernelforge.report.frame import Frame
 from kernelforge.report.tables import TABLES
 
@@ -26,6 +26,7 @@ def render_page(frame: Frame, tables: list[Table]) -> str:
         "roofline": figures.roofline(frame),
         "shares": figures.shares(frame),
         "families": family_figures(frame.families),
+        "batches": batch_charts(frame.serving, frame.slug),
         "tokens": token_charts(frame.tokens, frame.slug),
     }
     return render(
@@ -54,6 +55,7 @@ def _sections(
     """Anchors and titles of what the page has, in its order."""
     wanted = (
         ("models", "Models", charts["models"]),
+        ("serving", "Serving", tables["serving"]),
         ("tokens", "A token's time", charts["tokens"]),
         ("formats", "Weight formats", tables["formats"]),
         ("peers", "Other engines", tables["peers"]),

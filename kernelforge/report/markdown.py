@@ -24,8 +24,8 @@ def render_markdown(frame: Frame, tables: list[Table]) -> str:
     order = {
         name: place
         for place, name in enumerate((
-            "models", "operations", "formats", "peers", "products", "families", "importance",
-            "heat", "kernels", "ceilings", "fft",
+            "models", "serving", "operations", "formats", "peers", "products", "families",
+            "importance", "heat", "kernels", "ceilings", "fft",
         ))
     }  # fmt: skip
     for table in sorted((t for t in tables if t.name in order), key=lambda t: order[t.name]):

@@ -12,6 +12,7 @@ from kernelforge.report.frame import Frame
 from kernelforge.report.kernels import KernelRow
 from kernelforge.report.models import ModelRow
 from kernelforge.report.operations import operation_table
+from kernelforge.report.serving import serving_table
 
 KERNEL_COLUMNS = (
     Column("family", "family", False),
@@ -100,6 +101,7 @@ HISTORY_COLUMNS = (
 TABLES = (
     "kernels", "models", "peers", "products", "ceilings", "history", "families", "importance",
     "heat", "operations", "formats", "fft",
+    "serving",
 )  # fmt: skip
 """Names of all tables that a report can have."""
 
@@ -109,7 +111,8 @@ def tables(frame: Frame) -> list[Table]:
     makers = (kernel_table, model_table, peer_table, product_table, ceiling_table, history_table)
     found = [make(frame) for make in makers]
     found += family_tables(frame.families)
-    found += [operation_table(frame.tokens), format_table(frame.formats), fft_table(frame)]
+    found += [operation_table(frame.tokens), serving_table(frame.serving)]
+    found += [format_table(frame.formats), fft_table(frame)]
     return [table for table in found if table.rows]
 
 

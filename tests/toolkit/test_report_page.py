@@ -14,6 +14,7 @@ from kernelforge.report.bench_journal import BenchRecord, Operation, append_benc
 from kernelforge.report.compare import compare, read_side
 from kernelforge.report.compare.pages import write_comparison
 from kernelforge.report.frame import gather
+from kernelforge.report.serving import append_serving
 from kernelforge.report.tables import tables
 from tests.toolkit.chromium import Browser, find_chromium
 
@@ -67,6 +68,17 @@ def frame(tmp_path_factory):
         operations=operations, operations_from="traced",
     )  # fmt: skip
     append_bench(folder / "bench.jsonl", [record])
+    serving = [
+        {"weights": "q8", "bundle": "llvmpipe", "test": f"tg8@{n}", "batch": n, "unit": "tok/s",
+         "samples": [100.0 * n, 101.0 * n], "dispatches": 9}
+        for n in (1, 8)
+    ]  # fmt: skip
+    first = {"weights": "q8", "bundle": "llvmpipe", "test": "first-token", "batch": 1, "unit": "s"}
+    append_serving(folder / "bench.jsonl", "2026-11-21T03:13:55Z", "m", serving)
+    append_serving(folder / "bench.jsonl", "2026-11-21T03:13:55Z", "m",
+                   [{**first, "samples": [0.25]}])  # fmt: skip
+    append_serving(folder / "bench.jsonl", "2026-11-21T03:13:55Z", "m",
+                   [{**first, "samples": [-1, "x"]}])  # fmt: skip
     one = {
         "weights": "q8", "tok_per_s": 100.0, "weight_bytes": 1000, "perplexity": 2.5,
         "worse_percent": 0.1, "divergence": 0.001, "pareto": True, "recommended": True,
@@ -102,6 +114,7 @@ def test_page_is_silent_whole_and_readable(browser, page, frame, width, dark):
     counts = {name: sum(kind == name for kind, _ in drawn) for name, _ in drawn}
     assert counts["history"] == len({(k.family, k.precision) for k in frame.kernels if k.history})
     assert counts["token"] == len(frame.tokens) == 1
+    assert counts["batch"] == 1 and [row.times_one for row in frame.serving][1] == 8.0
     assert {"model", "speedups", "roofline", "shares", "importance", "heat"} <= set(counts)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     assert browser.evaluate(LOST) == []
