@@ -116,12 +116,14 @@ class Conversation:
         sampling = self.sampling
         if sampling is not None and sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + self._answers)
+        # Without a state a request may go on from a cached one.
+        fresh = self.engine.prefix_cache is not None and self.state is self._first
         request = self.engine.submit(
             prompt,
             self.max_tokens,
             sampling,
             stop=self._stop,
-            state=None if self.state is self._first else self.state,
+            state=None if fresh else self.state,
             keep_state=True,
         )
         self._before, self.request = self.state, request
