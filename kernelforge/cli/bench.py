@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernelforge import __version__
-from kernelforge.cli import options
+from kernelforge.cli import bench_serving, options
 from kernelforge.cli.bench_fft import limits_of_others
 from kernelforge.cli.bench_operations import operation_facts
 from kernelforge.cli.bench_peers import (
     LIMITS,
     Absent,
     PeerSubject,
-    check_names,
+    checkbench_serving.names,
     opened_peers,
     peer_facts,
     working_peers,
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add(
         parser,
         "weights",
-        type=_names,
+        type=bench_serving.names,
         help="weight formats, separated by commas: f32, bf16, f16, q8, nf4 (default: f16)",
     )
     options.add(parser, "quant", "lora", "memory", "activations", "threads")
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--peer",
-        type=_names,
+        type=bench_serving.names,
         default=(),
         metavar="NAME,..",
         help="other engines that take turns with ours: rwkv, web-rwkv, llama.cpp; torch: its "
@@ -86,14 +86,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pp",
-        type=_sizes,
+        type=bench_serving.sizes,
         default=(32, 256),
         metavar="T,..",
         help="prompts (default: 32,256; 0: none)",
     )
     parser.add_argument(
         "--tg",
-        type=_sizes,
+        type=bench_serving.sizes,
         default=(64,),
         metavar="T,..",
         help="tokens to decode (default: 64; 0: none)",
@@ -102,6 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reps", type=options.positive, default=5, metavar="N", help="repetitions (default: 5)"
     )
     parser.add_argument("--csv", action="store_true", help="print CSV instead of tables")
+    bench_serving.add_arguments(parser)
     add_trace(parser)
     options.add(parser, "journal")
 
@@ -110,9 +111,8 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints, and adds the results to the device's journal."""
     if (args.model is None) == (args.shape is None):
         raise UsageError("give a MODEL file, or --shape for random weights of a size")
-    if args.json and args.csv:
-        raise UsageError("--json and --csv do not go together")
-    if not args.pp and not args.tg:
+    bench_serving.settle(args)
+    if not args.pp and not args.tg and not bench_serving.is_wanted(args):
         raise UsageError("nothing to measure: --pp and --tg are both 0")
     if args.device == CPU and (args.bundle or args.compare_bundle):
         raise UsageError("--device cpu has no kernels: bundles need a Vulkan device")
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     check_trace(args)
     if args.trace and args.device == CPU:
         raise UsageError("--device cpu has no dispatches: --trace needs a Vulkan device")
-    if wrong := check_names(args.peer):
+    if wrong := checkbench_serving.names(args.peer):
         raise UsageError(wrong)
     if args.peer and args.lora:
         raise UsageError("--peer runs the model's own file: convert --lora writes one to compare")
@@ -132,29 +132,24 @@ def run(args: argparse.Namespace) -> int:
     path = options.model_file(args, output.note)
     _check(path, args.weights, args.quant, args.lora)
     traces: list[TracedStep] = []
+    records: list[BenchRecord] = []
+    ceilings = None
     if args.device == CPU:
-        records, ceilings = _run_reference(args, path, absent), None
-    else:
+        records = _run_reference(args, path, absent)
+    elif args.pp or args.tg:
         records, ceilings = _run_device(args, path, absent, traces)
+    serving = bench_serving.measure_serving(args, path, output)
+    rows = [row.to_json() for table in serving for row in table.rows]
     if args.csv:
-        print_csv(records)
+        print_csv(records, rows)
     else:
-        print_tables(output, records)
+        if records:
+            print_tables(output, records)
+        bench_serving.print_serving(output, serving)
     told = show_traces(args, output, traces)
-    output.document({**document(records, ceilings, absent.reasons), **told})
+    facts = document(records, ceilings, absent.reasons)
+    output.document({**facts, **told, "serving": rows})
     return 0
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    """`32,256`; `0` for none."""
-    found = dict.fromkeys(options.count(part.strip()) for part in text.split(","))
-    if max(found) > 1 << 16:
-        raise argparse.ArgumentTypeError(f"{max(found)} tokens: at most {1 << 16}")
-    return tuple(size for size in found if size)
 
 
 def _check(path: Path, weights: Sequence[str], quant: str | None, adapters: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import csv
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from kernelforge.cli.output import Output
@@ -24,6 +25,8 @@ DECODE_COLUMNS = (
     "kernels",
 )  # fmt: skip
 RATIO_COLUMNS = ("weights", "test", "compared", "ratio", "spread", "95 % interval", "pairs")
+
+RATE_COLUMNS = ("weights", "bundle", "prefill", "decode", "times as fast")
 
 Ratio = tuple[BenchRecord, BenchRecord, Interval]
 
@@ -54,29 +57,40 @@ def print_tables(output: Output, records: Sequence[BenchRecord]) -> None:
     output.text(f"{first.model}: {first.version} {first.sizes}, {millions}")
     output.text(f"{first.device_name} ({label}) {first.driver}".rstrip())
     output.text()
-    _markdown(output, SPEED_COLUMNS, [_speed_row(record) for record in records])
+    print_markdown(output, SPEED_COLUMNS, [_speed_row(record) for record in records])
+    if rates := _rates(records):
+        output.text()
+        print_markdown(output, RATE_COLUMNS, rates)
     decoding = [record for record in records if record.decodes and record.dispatches]
     if decoding:
         output.text()
-        _markdown(output, DECODE_COLUMNS, [_decode_row(record) for record in decoding])
+        print_markdown(output, DECODE_COLUMNS, [_decode_row(record) for record in decoding])
     if ratios := find_ratios(records):
         output.text()
-        _markdown(output, RATIO_COLUMNS, [_ratio_row(*ratio) for ratio in ratios])
+        print_markdown(output, RATIO_COLUMNS, [_ratio_row(*ratio) for ratio in ratios])
 
 
-def print_csv(records: Sequence[BenchRecord]) -> None:
-    """One line per test and bundle; repetitions in one cell, separated by spaces."""
+def print_csv(records: Sequence[BenchRecord], more: Sequence[Mapping[str, Any]] = ()) -> None:
+    """One line per test and bundle; repetitions in one cell, separated by spaces.
+
+    Args:
+        records: of prefill and decode.
+        more: further tests: `samples` in their `unit`, and what else goes by the columns' names.
+    """
+    # Operations are a table of their own: `kernelforge report`.
+    names = [f.name for f in fields(BenchRecord) if f.name != "operations"]
     extra = ("median", "mean", "spread")
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    for i, record in enumerate(records):
+    writer.writerow([*names, *extra, "batch", "unit"])
+    for record in records:
         data = record.to_json()
-        del data["operations"]  # a table of its own: `kernelforge report`
-        if i == 0:
-            writer.writerow([*data, *extra])
         data["tok_per_s"] = " ".join(map(str, data["tok_per_s"]))
         found = [getattr(record, name) for name in extra]
         rounded = [round(value, 4) if math.isfinite(value) else None for value in found]
-        writer.writerow([*data.values(), *rounded])
+        writer.writerow([*(data[name] for name in names), *rounded, 1, "tok/s"])
+    for row in more:
+        data = {**row, "tok_per_s": " ".join(f"{value:.6g}" for value in row["samples"])}
+        writer.writerow([data.get(name) for name in (*names, *extra, "batch", "unit")])
 
 
 def document(
@@ -114,7 +128,8 @@ def document(
     }
 
 
-def _markdown(output: Output, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_markdown(output: Output, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A markdown table with its cells in line."""
     widths = [max(len(cell) for cell in column) for column in zip(headers, *rows, strict=True)]
     lines = [headers, ["-" * width for width in widths], *rows]
     for line in lines:
@@ -136,6 +151,16 @@ def _speed_row(record: BenchRecord) -> tuple[str, ...]:
         str(record.step_dispatches or "-"),
         f"{record.layer_dispatches:g}" if record.layer_dispatches else "-",
     )
+
+
+def _rates(records: Sequence[BenchRecord]) -> list[tuple[str, ...]]:
+    """How many times as fast as decoding each prefill is."""
+    decoding = {(r.weights, r.bundle, r.peer): r for r in reversed(records) if r.decodes}
+    return [
+        (r.weights, r.bundle or "-", r.test, other.test, f"{r.median / other.median:.2f}")
+        for r in records
+        if not r.decodes and (other := decoding.get((r.weights, r.bundle, r.peer))) is not None
+    ]
 
 
 def _decode_row(record: BenchRecord) -> tuple[str, ...]:

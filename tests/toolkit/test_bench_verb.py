@@ -257,3 +257,61 @@ def test_released_shape_has_as_many_weights_as_the_released_model(shape, million
 def test_impossible_shape_is_refused(text):
     with pytest.raises(ConvertError, match="--shape"):
         parse_shape(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--format", "csv", "--json"), "--format csv and --json do not go together"),
+        (("--batch", "1,2", "--device", "cpu"), "need a Vulkan device"),
+        (("--first-token", "--device", "cpu"), "need a Vulkan device"),
+        (("--long", "10"), "--long 10: a token from 11"),
+        (("--batch", "1,0"), "'0' is not a whole number from 1 up"),
+        (("--batch", "257"), "257 sequences: at most 256"),
+        (("--batch", ""), "'' is not a whole number"),
+    ],
+)
+def test_what_serving_cannot_measure_is_a_usage_error(arguments, complaint):
+    done = kernelforge("bench", "m.pth", *arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """One run of all that is about serving, as rows of CSV."""
+    place = workplace()
+    done = kernelforge(
+        "bench", place.model, "--device", DEVICE, "--weights", "f32", "--pp", "0", "--tg", "2",
+        "--reps", "2", "--batch", "1,2,3", "--first-token", "--long", "20", "--format", "csv",
+        "--bundle", place.tuned / "generic", "--journal", tmp_path_factory.mktemp("journal"),
+        **place.env,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return {row["test"]: row for row in csv.DictReader(io.StringIO(done.stdout))}
+
+
+@pytest.mark.vulkan
+@pytest.mark.glslang
+def test_every_batch_the_first_token_and_a_late_one_have_a_row(served):
+    assert [*served] == [
+        "tg2", "tg2@1", "tg2@2", "tg2@3", "first-token", "load-to-first-token", "read-file",
+        "tg@10", "tg@20",
+    ]  # fmt: skip
+    for row in served.values():
+        samples = [float(value) for value in row["tok_per_s"].split()]
+        assert len(samples) == 2 and min(samples) > 0
+        assert float(row["median"]) == pytest.approx(np.median(samples), rel=1e-3)
+        assert float(row["mean"]) == pytest.approx(np.mean(samples), rel=1e-3)
+    assert [served[f"tg2@{b}"]["batch"] for b in (1, 2, 3)] == ["1", "2", "3"]
+
+
+@pytest.mark.vulkan
+@pytest.mark.glslang
+def test_a_process_takes_longer_to_its_first_token_than_loading_does(served):
+    process, load, read = (
+        float(served[test]["median"])
+        for test in ("first-token", "load-to-first-token", "read-file")
+    )
+    assert process > load > read
+    assert served["read-file"]["unit"] == "s" and served["tg@20"]["unit"] == "tok/s"
