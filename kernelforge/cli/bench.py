@@ -23,7 +23,7 @@ from kernelforge.cli.bench_peers import (
     LIMITS,
     Absent,
     PeerSubject,
-    checkbench_serving.names,
+    check_names,
     opened_peers,
     peer_facts,
     working_peers,
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     check_trace(args)
     if args.trace and args.device == CPU:
         raise UsageError("--device cpu has no dispatches: --trace needs a Vulkan device")
-    if wrong := checkbench_serving.names(args.peer):
+    if wrong := check_names(args.peer):
         raise UsageError(wrong)
     if args.peer and args.lora:
         raise UsageError("--peer runs the model's own file: convert --lora writes one to compare")

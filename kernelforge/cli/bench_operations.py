@@ -31,13 +31,13 @@ def operation_facts(model: Model, state: State) -> dict[str, Any]:
     """
     try:
         scratch = state.clone()
-        runs = [model.trace(1, scratch) for _ in range(REPEATS)]
+        runs = model.trace([1], scratch, REPEATS)
     except KernelForgeError as error:
         log.warning("no operations of a token are recorded: %s", error)
         return {}
-    if runs[0]:
-        times = [median(run[i][1] for run in runs) for i in range(len(runs[0]))]
-        found = operations([call for call, _ in runs[0]], times)
+    if runs[0].dispatch_ns:
+        times = [median(each) for each in zip(*(run.dispatch_ns for run in runs), strict=True)]
+        found = operations(runs[0].calls, times)
         return {"operations": found, "operations_from": "traced"}
     calls = model.calls(1)
     times = [float(call.selection.entry.median_ns) for call in calls]
