@@ -310,8 +310,8 @@ def _commands(
             f"kernelforge bench {target} --device {slug} --weights {weights} "
             f"--pp {lengths['pp']} --tg {lengths['tg']} --reps {repetitions}{compared}"
         )
-        if shape == model:
-            tune.append(f"kernelforge tune --device {slug} --model {target} --weights {weights}")
+        source = target if shape != model else f"--model {target}"
+        tune.append(f"kernelforge tune --device {slug} {source} --weights {weights}")
     if not tune:
         tune = [f"kernelforge tune --device {slug} --model MODEL"]
     return (*(tune if kernels else ()), *bench, f"kernelforge report --device {slug}")
