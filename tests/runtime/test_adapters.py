@@ -336,3 +336,6 @@ def test_every_config_reads_as_before(base, tmp_path, normal):
     file = write_pth(tmp_path / "l.pth", lora(normal, KEY, 64, 64))
     with open_model(base, [f"{file}:4"]) as found, open_model(base) as plain:
         assert recognise(found).read_config(found) == recognise(plain).read_config(plain)
+        assert found.stored(f"{KEY}.weight", (64, 64)) is None  # only `tensor` merges
+        left = found.stored(f"{VALUE}.weight", (64, 256))
+        np.testing.assert_array_equal(np.asarray(left), plain.tensor(f"{VALUE}.weight"))
