@@ -27,7 +27,7 @@ from safetensors.numpy import load as read_tensors
 from safetensors.numpy import save as write_tensors
 
 from kernelforge_runtime.dtypes import F32, DType
-from kernelforge_runtime.errors import ModelError
+from kernelforge_runtime.errors import DeviceLostError, ModelError
 
 Arrays = dict[str, NDArray[Any]]
 FORMAT = "kernelforge.state/1"
@@ -125,6 +125,10 @@ class State:
         """Brings the values back to the host."""
         self._arrays = self.arrays
         self._residence = None
+
+    def lose(self, why: str) -> None:
+        """The values were on a device that is gone: whoever asks for them is told."""
+        self._residence = _Lost(why)
 
     @property
     def nbytes(self) -> int:
@@ -233,6 +237,19 @@ class State:
                 raise ModelError(f"state {path}: {name} is not finite {specs[name].dtype.np}")
         arrays = {name: np.array(array) for name, array in tensors.items()}
         return cls(version, arrays, position, model or of_model)
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """Where values were that are no more."""
+
+    why: str
+
+    def read_state(self, slot: int = 0) -> Arrays:
+        """Says so."""
+        raise DeviceLostError(
+            f"the state's values are lost: {self.why}; run its tokens again, or load a saved state"
+        )
 
 
 def _expected(specs: Specs, position: int) -> dict[str, tuple[int, ...]]:

@@ -266,6 +266,17 @@ BAD = {
     "an unknown stop token": (("a",), {"stop_tokens": [999]}, "token 999"),
     "a dict for sampling": (("a", 1, {}), {}, "must be a Sampling"),
     "half a character": (("\ud800",), {}, "surrogate"),
+    "true for an id": (([1, True],), {}, "true and false are no ids"),
+    "a number for a prompt": ((5,), {}, "no list of token ids"),
+    "nothing for a prompt": ((None,), {}, "no list of token ids"),
+    "a number too large for any id": (([2**70],), {}, "whole numbers"),
+    "a number for stop strings": (("a",), {"stop": 5}, "must be a list"),
+    "nothing for stop strings": (("a",), {"stop": None}, "must be a list"),
+    "too long a stop string": (("a",), {"stop": ["x" * 1025]}, "of up to 1025 characters"),
+    "too many stop strings": (("a",), {"stop": ["x"] * 65}, "stop has 65 strings"),
+    "a number for stop tokens": (("a",), {"stop_tokens": 5}, "stop_tokens are no list"),
+    "nothing for stop tokens": (("a",), {"stop_tokens": None}, "stop_tokens are no list"),
+    "a dict for a state": (("a",), {"state": {}}, "it must be a State"),
 }
 
 
@@ -283,6 +294,36 @@ def test_a_bad_request_is_refused_in_one_line_and_disturbs_nobody(model, kind):
     assert good.tokens == alone(model, "In the", 4).tokens
 
 
+BAD_STATES = {
+    "NaN": (lambda s: s.arrays["wkv"].__setitem__((0, 0, 0, 0), np.nan), "wkv holds NaN"),
+    "infinity": (lambda s: s.arrays["shift"].__setitem__((0, 0), np.inf), "shift holds NaN"),
+    "a negative position": (lambda s: setattr(s, "position", -1), "position is -1"),
+    "half a position": (lambda s: setattr(s, "position", 1.5), "position is 1.5"),
+    "a position too large": (lambda s: setattr(s, "position", 1 << 40), "position is"),
+    "complex values": (
+        lambda s: s.arrays.update(wkv=s.arrays["wkv"].astype(complex)),
+        "wkv is complex128",
+    ),
+    "a list": (lambda s: s.arrays.update(wkv=[1.0]), "something that is no array"),
+    "a missing part": (lambda s: s.arrays.pop("wkv"), "another model's"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_STATES)
+def test_a_damaged_state_is_refused_when_it_is_submitted_and_disturbs_nobody(model, kind):
+    spoil, says = BAD_STATES[kind]
+    engine, state = kf.Engine(model, slots=2), model.new_state()
+    good = engine.submit("In the", 3, GREEDY)
+    engine.step()
+    spoil(state)
+    with pytest.raises(RequestError, match=r"^request refused: ") as caught:
+        engine.submit("a", 2, GREEDY, state=state)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    finished(engine)
+    assert good.tokens == alone(model, "In the", 3).tokens
+
+
 def test_another_models_state_is_refused(model, tmp_path):
     other = kf.load_reference(random_rwkv7(tmp_path / "o.safetensors", width=128, vocab=256))
     with pytest.raises(RequestError, match="the state given is another model's"):
@@ -296,10 +337,9 @@ def test_an_engine_that_cannot_be_is_refused(model, slots, chunk):
 
 
 def test_damaged_logits_end_the_one_request_they_are_of(model):
-    state = model.new_state()
-    state.arrays["wkv"][...] = np.nan
     engine = kf.Engine(model)
-    bad = engine.submit("ab", 5, GREEDY, state=state)
+    bad = engine.submit("ab", 5, GREEDY, state=model.new_state())
+    bad.state.arrays["wkv"][...] = np.nan  # as a kernel might; one that comes so is refused
     good = engine.submit("ab", 5, GREEDY)
     finished(engine)
     assert (bad.reason, bad.tokens) == ("error", [])

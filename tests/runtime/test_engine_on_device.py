@@ -111,10 +111,10 @@ def test_more_penalties_than_there_is_room_for_are_the_hosts(model, monkeypatch)
 
 
 def test_a_damaged_state_ends_its_request_alone(model):
-    state = model.new_state()
-    state.arrays["wkv"][...] = np.nan
     engine = kf.Engine(model, on_device=True)
-    bad, good = engine.submit("ab", 5, state=state), engine.submit("ab", 5, SAMPLINGS[1])
+    bad = engine.submit("ab", 5, state=model.new_state())
+    bad.state.arrays["wkv"][...] = np.nan
+    good = engine.submit("ab", 5, SAMPLINGS[1])
     for _ in engine.run():
         pass
     assert (bad.reason, bad.tokens) == ("error", [])

@@ -9,7 +9,6 @@ may take another kernel, which sums in another order). Synchronous, for one thre
 from __future__ import annotations
 
 import os
-import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.engine import prefixes
+from kernelforge_runtime.engine.admission import check_prompt, check_state, check_terms
 from kernelforge_runtime.engine.packing import pack
 from kernelforge_runtime.engine.prefix_cache import PrefixCache
 from kernelforge_runtime.engine.request import Event, Reason, Request, Terms
@@ -26,10 +26,8 @@ from kernelforge_runtime.errors import ModelError, RequestError, TokenizerError
 from kernelforge_runtime.models import Model, Reference
 from kernelforge_runtime.models.device_choice import can_choose
 from kernelforge_runtime.models.step_size import BUCKETS
-from kernelforge_runtime.models.tokens import check_tokens
 from kernelforge_runtime.state import State
 from kernelforge_runtime.text import Sampling, Tokenizer, load_tokenizer
-from kernelforge_runtime.text.draws import SEED_BITS
 
 LONGEST_PROMPT = 1 << 20
 """Tokens; what is longer is more likely a mistake than a text."""
@@ -92,6 +90,7 @@ class Engine:
                 f"steps of {chunk} tokens for {self.slots} slots: take {self.slots} to "
                 f"{max(BUCKETS)}, so that every slot has its token"
             )
+        self._asked_on_device = on_device
         self.on_device = self._chooses(on_device)
         if prefix_cache is not None and not isinstance(prefix_cache, PrefixCache):
             prefix_cache = PrefixCache(prefix_cache)
@@ -144,15 +143,14 @@ class Engine:
             RequestError: what is asked is not possible. Nobody else notices.
         """
         try:
-            ids = self._tokens(prompt)
+            vocab, why = self.model.config.vocab, self._no_tokenizer
+            ids = check_prompt(prompt, vocab, self.tokenizer, why, self.longest_prompt)
             terms = self._terms(max_tokens, sampling, stop, stop_tokens)
-            if state is not None:
-                config = self.model.config
-                state.check(config.version, config.states, self.model.hash)
+            start = check_state(state, self.model) if state is not None else None
         except (ModelError, TokenizerError) as error:
             raise RequestError(f"request refused: {error}") from None
         terms = replace(terms, keep_state=keep_state, logits=logits)
-        return self._queue(ids, terms, state.clone() if state is not None else None)
+        return self._queue(ids, terms, start)
 
     def fork(
         self,
@@ -182,8 +180,8 @@ class Engine:
         )
         terms = replace(old, max_tokens=terms.max_tokens, sampling=terms.sampling, **changes)
         state = request.state.clone() if request.state is not None else None
-        made = self._queue(request.prompt, terms, state, request.tokens)
-        made.pending, made.from_start = request.pending, request.from_start
+        made = self._queue(request.prompt, terms, state, request.tokens, request.pending)
+        made.from_start = request.from_start
         made.parting = request.parting
         return made
 
@@ -221,6 +219,34 @@ class Engine:
     def load(self, path: str | os.PathLike[str]) -> State:
         """Reads a state file of this model."""
         return self.model.load_state(path)
+
+    def reopen(self, model: Model | Reference) -> None:
+        """Goes on with the model loaded anew, after its device was lost; no request is given up.
+
+        Who had a slot starts again from its first state and runs what it had run, so that its text
+        goes on as it would have (but for rounding). The lost device and its model are the caller's
+        to close.
+
+        Args:
+            model: of the same file, with as many slots at least.
+
+        Raises:
+            RequestError: it is another model, or has too few slots.
+        """
+        if model.hash != self.model.hash or model.config != self.model.config:
+            raise RequestError("an engine goes on with the same model only: load the same file")
+        if model.slots < self.slots:
+            raise RequestError(
+                f"an engine of {self.slots} slots: this model has {model.slots}; load it with more"
+            )
+        self.model = model
+        self.on_device = self._chooses(self._asked_on_device)
+        if self.prefix_cache is not None:
+            self.prefix_cache.attach(model)
+        for request in reversed(self.active):
+            request.rewind(model.new_state())
+            self.waiting.appendleft(request)
+        self.active = []
 
     # Steps
 
@@ -301,50 +327,19 @@ class Engine:
         terms: Terms,
         state: State | None,
         tokens: Sequence[int] = (),
+        pending: NDArray[np.uint32] | None = None,
     ) -> Request:
         self._numbers += 1
         request = Request(self._numbers, ids, terms, self.tokenizer, tokens)
         request.state = state
+        request.pending = ids if pending is None else pending
+        request.remember()
         self.waiting.append(request)
         return request
 
-    # What may be asked
-
-    def _tokens(self, prompt: str | Sequence[int]) -> NDArray[np.uint32]:
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise TokenizerError(self._no_tokenizer)
-            prompt = self.tokenizer.encode(prompt)
-        try:
-            ids = check_tokens(prompt, self.model.config.vocab)
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"the prompt is no list of token ids: {error}") from None
-        if len(ids) > self.longest_prompt:
-            raise ModelError(
-                f"the prompt has {len(ids)} tokens, this engine takes {self.longest_prompt}: "
-                "shorten it, or run its start first and go on from that state"
-            )
-        return ids
-
     def _terms(
-        self,
-        max_tokens: int,
-        sampling: Sampling | None,
-        stop: Sequence[str],
-        stop_tokens: Sequence[int],
+        self, max_tokens: int, sampling: Sampling | None, stop: Any, stop_tokens: Any
     ) -> Terms:
-        whole = isinstance(max_tokens, (int, np.integer)) and not isinstance(max_tokens, bool)
-        if not whole or max_tokens < 0:
-            raise ModelError(f"max_tokens is {max_tokens!r}, it must be a whole number from 0 up")
-        if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
-            raise ModelError(f"stop is {stop!r}, it must be a list of strings, none empty")
-        if stop and self.tokenizer is None:
-            raise TokenizerError(f"stop strings need text: {self._no_tokenizer}")
-        if len(stop_tokens):
-            check_tokens(stop_tokens, self.model.config.vocab)
-        sampling = sampling if sampling is not None else Sampling()
-        if not isinstance(sampling, Sampling):
-            raise ModelError(f"sampling is {sampling!r}, it must be a Sampling")
-        if sampling.seed is None:
-            sampling = replace(sampling, seed=secrets.randbits(SEED_BITS))
-        return Terms(max_tokens, sampling, tuple(stop), frozenset(int(t) for t in stop_tokens))
+        why = self._no_tokenizer if self.tokenizer is None else None
+        vocab = self.model.config.vocab
+        return check_terms(max_tokens, sampling, stop, stop_tokens, vocab, why)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.abi.sampling import NO_TOKEN
-from kernelforge_runtime.errors import ModelError
+from kernelforge_runtime.errors import ModelError, TokenizerError
 from kernelforge_runtime.models.device_choice import MOST_PENALTIES, Choice
 from kernelforge_runtime.state import State
 from kernelforge_runtime.text import Sampler, Sampling, StopStrings, StreamDecoder, Tokenizer
@@ -98,6 +98,7 @@ class Request:
         self.error = ""
         self.state: State | None = None
         self.pending = prompt
+        self._started: tuple[State | None, NDArray[np.uint32], int] = (None, prompt, 0)
         self.from_start = False
         self.parting = 0
         self._end_token = tokenizer.end_token if tokenizer is not None else None
@@ -108,6 +109,18 @@ class Request:
             self.sampler.accept(token)
             self._say(token)
 
+    def remember(self) -> None:
+        """Keeps what it starts from, for `rewind`."""
+        start = self.state.clone() if self.state is not None else None
+        self._started = start, self.pending, len(self.tokens)
+
+    def rewind(self, fresh: State) -> None:
+        """Back to what it started from, with all that it ran and said since to be run again."""
+        start, pending, said = self._started
+        self.state = start.clone() if start is not None else fresh
+        self.pending = np.concatenate([pending, np.array(self.tokens[said:], np.uint32)])
+        self.parting = 0
+
     def _draw(self) -> float:
         return uniform(self.terms.sampling.seed or 0, len(self.tokens))
 
@@ -115,9 +128,9 @@ class Request:
         """Chooses the next token from logits [V]; those that are damaged end the request."""
         try:
             token = self.sampler.choose(logits)
-        except ModelError as error:
+            return self.take(token, logits)
+        except (ModelError, TokenizerError) as error:
             return self.end("error", str(error))
-        return self.take(token, logits)
 
     def choice(self) -> Choice | None:
         """How a device is to choose the next token; None where the host has to."""

@@ -124,8 +124,11 @@ class ResidentStates:
                 self._held[slot] = None
 
     def move_out(self) -> None:
-        """Brings every state back to the host."""
+        """Brings every state back to the host; those on a device that was lost are lost too."""
         for slot in range(self.slots):
             if (state := self.state_in(slot)) is not None:
-                state.move_out()
+                if self.device.lost:
+                    state.lose(f"{self.device.info.name} was lost while {self.device.lost}")
+                else:
+                    state.move_out()
         self._held = [None] * self.slots

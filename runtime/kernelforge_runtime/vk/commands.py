@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _COMPUTE, _TRANSFER, _HOST = 0x800, 0x1000, 0x4000
 _SHADER_READ, _SHADER_WRITE, _TRANSFER_READ, _TRANSFER_WRITE = 0x20, 0x40, 0x800, 0x1000
 _HOST_READ, _HOST_WRITE = 0x2000, 0x4000
+_LOST = -4  # VK_ERROR_DEVICE_LOST
 
 
 class CommandBuffer:
@@ -133,9 +134,14 @@ class CommandBuffer:
         device = self.device
         if self._pending:
             raise DeviceError(f"submitting {self.name!r}: it is still running; wait for it first")
+        if device.lost:
+            raise DeviceLostError(
+                f"submitting {self.name!r}: {device.info.name} was lost before ({device.lost}); "
+                "close it and open it again"
+            )
         result = device.lib.vkQueueSubmit(device.queue, 1, self._submit, self._fences[0])
         if result:
-            check(result, f"submitting {self.name!r} to {device.info.name}")
+            self._failed(result, f"submitting {self.name!r} to {device.info.name}")
         self._pending = True
 
     def wait(self, timeout_s: float) -> None:
@@ -154,9 +160,14 @@ class CommandBuffer:
                 "the device hangs, or the work per submit is too large"
             )
         if result:
-            check(result, f"running {self.name!r} on {device.info.name}")
+            self._failed(result, f"running {self.name!r} on {device.info.name}")
         device.lib.vkResetFences(device.handle, 1, self._fences)
         self._pending = False
+
+    def _failed(self, result: int, doing: str) -> None:
+        if result == _LOST:
+            self.device.lost = doing
+        check(result, doing)
 
     def close(self) -> None:
         """Releases the command buffer; a second call does nothing."""

@@ -50,6 +50,8 @@ class Device:
         info: names, limits and features.
         handle: the VkDevice.
         memory: what its buffers take.
+        lost: what it was doing when it was lost; empty while it answers. A lost device can only be
+            closed; `open_device` gives a new one.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Device:
         self.instance, self.physical, self.info = instance, physical, physical.info
         self.memory = MemoryAccount(physical, memory)
         self.ffi, self.lib = instance.ffi, instance.lib
+        self.lost = ""
         self._owned: dict[int, tuple[str, Owned]] = {}
         self._pipelines: dict[tuple[str, Any], Pipeline] = {}
         self.handle: Any = self._create()

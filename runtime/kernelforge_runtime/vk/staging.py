@@ -30,7 +30,8 @@ class Staging:
         return self._buffer, self._buffer.view(np.uint8)
 
     def _copy(self, source: Buffer, start: int, target: Buffer, offset: int, nbytes: int) -> None:
-        with CommandBuffer(self.device) as commands:
+        name = f"copy of {nbytes} bytes from buffer {source.name!r} to {target.name!r}"
+        with CommandBuffer(self.device, name) as commands:
             commands.begin()
             commands.copy(source, start, target, offset, nbytes)
             commands.end()
@@ -57,7 +58,7 @@ class Staging:
 
     def fill(self, target: Buffer, word: int) -> None:
         """Fills a buffer with a 32-bit word."""
-        with CommandBuffer(self.device) as commands:
+        with CommandBuffer(self.device, f"fill of buffer {target.name!r}") as commands:
             commands.begin()
             commands.fill(target, word)
             commands.end()
