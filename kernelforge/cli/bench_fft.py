@@ -62,9 +62,7 @@ def fft_limits(
             gbps = fft.bandwidth((16 if on_cpu else 256) << 20)
             forms = _forms(device, fft, on_cpu, absent)
             heads = _heads(on_cpu)
-            sizes = (
-                f"{64 * heads} channels, {heads} heads of 64; kernels are the families' defaults"
-            )
+            sizes = f"{64 * heads} channels in heads of 64; kernels are the families' defaults"
             found = FftLimits(fft.label, gbps, ceilings.copy_gbps, forms, sizes)
     except KernelForgeError as error:
         absent.add(VKFFT, error)

@@ -7,6 +7,7 @@ import math
 from kernelforge.report.cells import NONE, Column, Table, microseconds, number, percent
 from kernelforge.report.comparisons import PeerRow, ProductRow
 from kernelforge.report.families import family_tables
+from kernelforge.report.fft import FAR
 from kernelforge.report.formats import format_table
 from kernelforge.report.frame import Frame
 from kernelforge.report.kernels import KernelRow
@@ -86,7 +87,7 @@ FFT_COLUMNS = (
     Column("form", "form", False),
     Column("value", "measured"),
     Column("unit", "unit", False),
-    Column("error", "error"),
+    Column("remark", "error or flag", False),
 )
 HISTORY_COLUMNS = (
     Column("family", "family", False),
@@ -191,6 +192,9 @@ def fft_table(frame: Frame) -> Table:
             for length, gbps in fft.gbps.items()
         ]
         rows.append(("bandwidth", NONE, "our copy", number(fft.copy_gbps), "GB/s", NONE))
+        far = number(100 * fft.difference)
+        flag = f"over {100 * FAR:.0f} %" if fft.flagged else NONE
+        rows.append(("bandwidth", NONE, "VkFFT beyond our copy", far, "%", flag))
         rows += [(*row[:3], row[3], "ms", row[4]) for row in fft.rows()]
     said = " ".join(f"{line}." for line in (fft.sentence(), *fft.crossovers())) if fft else ""
     return Table(

@@ -39,7 +39,7 @@ FAKE = """
         def run(self, tokens):
             if os.environ.get("FAKE_DIES"): os.abort()
             if os.environ.get("FAKE_HANGS"): time.sleep(3600)
-            if os.environ.get("FAKE_FAILS"): raise ValueError("no such token")
+            if os.environ.get("FAKE_FAILS"): raise ValueError("no such\\n token")
             print("this is no answer")
             return [0.0, 2.0, float(len(tokens))]
 """

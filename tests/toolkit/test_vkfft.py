@@ -16,6 +16,7 @@ from kernelforge.families.wkv4 import WKV4
 from kernelforge.measure.fft_wkv import wkv4_by_fft
 from kernelforge.peers.fft import open_fft
 from kernelforge.report.bench_journal import append_bench, read_limits
+from kernelforge.report.cells import NONE
 from kernelforge.report.fft import FftLimits, FormTime
 from kernelforge.report.frame import gather
 from kernelforge.report.tables import tables
@@ -74,7 +75,8 @@ def test_limits_survive_the_journal_and_are_a_table_of_the_report(tmp_path) -> N
     assert FftLimits.from_json(read_limits(path, "fft") or {}) == known
     frame = gather(tmp_path, "d")
     (table,) = [table for table in tables(frame) if table.name == "fft"]
-    assert len(table.rows) == len(known.gbps) + 1 + len(FORMS)
+    assert len(table.rows) == len(known.gbps) + 2 + len(FORMS)
+    assert ("bandwidth", NONE, "VkFFT beyond our copy", "26.67", "%", "over 15 %") in table.rows
     assert "MORE THAN 15% APART" in table.note
 
 

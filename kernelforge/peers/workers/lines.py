@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+MOST = 400
+"""Characters of an error that are passed on."""
 Handler = Callable[..., Any]
 
 
@@ -28,7 +30,8 @@ def serve(handlers: dict[str, Handler]) -> None:
         try:
             answer = {"ok": handlers[request.pop("call")](**request)}
         except Exception as error:  # whatever a foreign library raises is the peer's answer
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            said = " ".join(str(error).split())  # a compiler's whole log, where one fails
+            answer = {"error": f"{type(error).__name__}: {said}"[:MOST]}
         answers.write(json.dumps(answer) + "\n")
 
 
