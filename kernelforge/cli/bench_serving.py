@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from kernelforge.cli.first_token import FirstToken, first_token
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.measure.statistics import median, spread
+from kernelforge.report.bench_journal import BENCH_FILE
+from kernelforge.report.serving import append_serving
 
 FORMATS = ("markdown", "csv", "json")
 MOST_SEQUENCES = 256
@@ -145,7 +148,12 @@ def _one(
     how = {"weights": weights, "activations": args.activations, "quant": args.quant}
     how["adapters"] = list(args.lora)
     slots = max(*args.batch, 2) if args.batch else 2
+    time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    known = [len(table.rows) for table in tables]
     with open_device(args.device) as device:
+        folder = options.require_writable(
+            options.journal_folder(args.journal, device.info.slug), "--journal"
+        )
         if bundle == "generic":
             bundle = str(locate_generic(device.info).bundle_path)
         kernels = KernelSet.open(device.info, bundle)
@@ -179,6 +187,8 @@ def _one(
         settings = {"path": str(path), "device": where, "bundle": bundle, **how}
         first_token(settings)  # fills the driver's and the system's caches
         _add_first(tables[1], weights, name, [first_token(settings) for _ in range(args.reps)])
+    new = [row for table, n in zip(tables, known, strict=True) for row in table.rows[n:]]
+    append_serving(folder / BENCH_FILE, time, path.stem, [row.to_json() for row in new])
 
 
 def _add(table: Table, row: Row, cells: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ from kernelforge.convert.recipes import tensors
 from kernelforge.convert.shapes import SHAPES, parse_shape
 from kernelforge.errors import ConvertError
 from kernelforge.report.bench_journal import BENCH_FILE, read_bench
+from kernelforge.report.serving import serving_rows
 from kernelforge_runtime.models import load_reference
 from tests.toolkit.cli_process import DEVICE, NO_VULKAN, kernelforge, one_line, workplace
 
@@ -278,13 +279,18 @@ def test_what_serving_cannot_measure_is_a_usage_error(arguments, complaint):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def served_journal(tmp_path_factory):
+    return tmp_path_factory.mktemp("journal")
+
+
+@pytest.fixture(scope="module")
+def served(served_journal):
     """One run of all that is about serving, as rows of CSV."""
     place = workplace()
     done = kernelforge(
         "bench", place.model, "--device", DEVICE, "--weights", "f32", "--pp", "0", "--tg", "2",
         "--reps", "2", "--batch", "1,2,3", "--first-token", "--long", "20", "--format", "csv",
-        "--bundle", place.tuned / "generic", "--journal", tmp_path_factory.mktemp("journal"),
+        "--bundle", place.tuned / "generic", "--journal", served_journal,
         **place.env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -304,6 +310,16 @@ def test_every_batch_the_first_token_and_a_late_one_have_a_row(served):
         assert float(row["median"]) == pytest.approx(np.median(samples), rel=1e-3)
         assert float(row["mean"]) == pytest.approx(np.mean(samples), rel=1e-3)
     assert [served[f"tg2@{b}"]["batch"] for b in (1, 2, 3)] == ["1", "2", "3"]
+
+
+@pytest.mark.vulkan
+@pytest.mark.glslang
+def test_reports_know_what_was_served(served, served_journal):
+    found = {row.test: row for row in serving_rows(served_journal / "bench.jsonl")}
+    assert [*found] == [test for test in served if test != "tg2"]
+    for test, row in found.items():
+        assert row.median == pytest.approx(float(served[test]["median"]), rel=1e-3)
+    assert found["tg2@1"].times_one == 1.0 and found["tg2@3"].sequences == 3
 
 
 @pytest.mark.vulkan
