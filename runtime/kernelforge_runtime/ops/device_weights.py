@@ -26,7 +26,7 @@ from kernelforge_runtime.weight_formats import WeightFormats
 K_MULTIPLE = 32
 ROUTE_BLOCK_BYTES = 1 << 16
 AT_ONCE = 1 << 21
-"""Weights that are packed at a time where the host does not see the device's memory."""
+"""Weights that are packed at a time where they are not written in place."""
 LayoutsOf = Callable[[DType, int, int], Layouts]
 """(format, rows, k) -> how such a matrix is to lie in memory."""
 OnUpload = Callable[[str, int], None]
@@ -168,10 +168,13 @@ class DeviceWeights:
         scales = np.zeros((rows, k // (2 * BLOCK)), np.uint32)
         for row, part in zip(starts, parts, strict=True):
             count, width = part.weight.shape
-            padded = np.asarray(part.weight)
-            padded = np.pad(padded, ((0, 0), (0, k - width))) if width < k else padded
-            found = quantize(padded, form, part.name)
-            words[row : row + count], scales[row : row + count] = found.weight, found.scale
+            step = max(1, AT_ONCE // k)
+            for first in range(0, count, step):
+                piece = np.asarray(part.weight[first : first + step])
+                piece = np.pad(piece, ((0, 0), (0, k - width))) if width < k else piece
+                found = quantize(piece, form, part.name)
+                at = slice(row + first, row + first + len(piece))
+                words[at], scales[at] = found.weight, found.scale
         return self.upload(packed(words, form, layouts)), self.upload(scales)
 
     def table(self, name: str, rows: Weight) -> DeviceMatrix:

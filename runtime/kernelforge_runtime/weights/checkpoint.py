@@ -137,7 +137,10 @@ class Checkpoint:
         found = self.quantized(name)
         arrays = [self.raw(name)] if found is None else [found.weight, found.scale]
         flat = [a if a.ndim == 2 else a.reshape(-1, *a.shape[-1:]) for a in arrays]
-        return [a[rows] for a in flat]
+        copies = [a[rows] for a in flat]
+        for array in arrays:
+            self._forget(array)
+        return copies
 
     def _view(self, name: str, entry: TensorEntry) -> NDArray[Any]:
         if self._data is None:
@@ -165,10 +168,13 @@ class Checkpoint:
         dtype = self._float_dtype(name)
         raw = self.raw(name)
         if dtype != "bf16":
-            return raw.astype(np.float32, order="C")
-        bits = np.empty(raw.shape, np.uint32)
-        np.left_shift(raw, 16, out=bits, dtype=np.uint32)
-        return bits.view(np.float32)
+            values = raw.astype(np.float32, order="C")
+        else:
+            bits = np.empty(raw.shape, np.uint32)
+            np.left_shift(raw, 16, out=bits, dtype=np.uint32)
+            values = bits.view(np.float32)
+        self._forget(raw)
+        return values
 
     def stored(self, name: str, shape: tuple[int, ...]) -> StoredMatrix | None:
         """A float tensor as a matrix of this shape, unread; None where `tensor` has to make it.
