@@ -116,3 +116,18 @@ def test_another_model_s_adapter_is_refused_before_a_weight_is_read(tmp_path, no
     file = write_pth(tmp_path / "l.pth", lora(normal, KEY, 64, 64))
     with pytest.raises(ModelError, match="another size"):
         open_model(base, [f"{file}:4"])
+
+
+def test_pissa_in_two_files_is_picked_from_by_the_trained_one_alone(base, tmp_path, normal):
+    trained = write_pth(tmp_path / "t.pth", lora(normal, KEY, 64, 64))
+    initial = write_pth(tmp_path / "i.pth", spoiled(normal, "initial alone"))
+    assert "an expression of its own" in refused(base, f"{initial}::ffn", trained)
+    assert "no tensor matched 'ffn'" in refused(base, initial, f"{trained}::ffn")
+
+
+def test_an_alpha_that_has_no_meaning_is_said_to_have_none(base, tmp_path, normal, caplog):
+    file = write_pth(tmp_path / "d.pth", {f"{KEY}.disha": normal(8, 64)})
+    expected = merged(base, KEY, file)
+    assert not caplog.text
+    np.testing.assert_array_equal(merged(base, KEY, f"{file}:8"), expected)
+    assert "PiSSA and DiSHA have no alpha, it is not used" in caplog.text
