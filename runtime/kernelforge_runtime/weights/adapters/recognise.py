@@ -123,8 +123,8 @@ def pair_pissa(files: Sequence[Parts]) -> list[Parts]:
                 used.add(other)
                 if initial.adapter.pattern not in (None, files[other].adapter.pattern):
                     raise ModelError(
-                        f"adapter {initial.file.path}: an expression of its own would take away what "
-                        f"is not added: give it with {files[other].file.path.name} alone"
+                        f"adapter {initial.file.path}: an expression of its own would take "
+                        f"away what is not added: give it to {files[other].file.path.name} alone"
                     )
                 for stem, held in initial.factors.items():
                     files[other].factors[stem].update(held)
