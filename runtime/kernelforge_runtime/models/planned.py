@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Literal
 
 from kernelforge_runtime.abi.problem import Problem
@@ -18,6 +18,13 @@ Output = Literal["last", "full", "greedy", "choice"]
 
 class PlannedSteps:
     """The questions that tools ask of a model on a device."""
+
+    _steps: Sized
+
+    @property
+    def recorded_steps(self) -> int:
+        """Plans recorded so far: a step of a size and an output that ran before records nothing."""
+        return len(self._steps)
 
     @abstractmethod
     def _write(self, size: StepSize, output: Output) -> tuple[PlanBuilder, Temporary]:

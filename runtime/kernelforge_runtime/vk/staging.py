@@ -18,11 +18,17 @@ COPY_TIMEOUT_S = 60.0
 
 
 class Staging:
-    """A host-visible buffer of 16 MB, made at first use; longer copies go in pieces."""
+    """A host-visible buffer of 16 MB, made at first use; longer copies go in pieces.
+
+    One command buffer serves all copies, and stays recorded where the next copy is the same: a
+    step's logits come back without anything being made.
+    """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self._buffer: Buffer | None = None
+        self._commands: CommandBuffer | None = None
+        self._recorded: tuple[Buffer, int, Buffer, int, int] | None = None
 
     def _memory(self) -> tuple[Buffer, NDArray[np.uint8]]:
         if self._buffer is None:
@@ -30,13 +36,18 @@ class Staging:
         return self._buffer, self._buffer.view(np.uint8)
 
     def _copy(self, source: Buffer, start: int, target: Buffer, offset: int, nbytes: int) -> None:
-        name = f"copy of {nbytes} bytes from buffer {source.name!r} to {target.name!r}"
-        with CommandBuffer(self.device, name) as commands:
+        if self._commands is None:
+            self._commands = CommandBuffer(self.device, "staging")
+        commands, wanted = self._commands, (source, start, target, offset, nbytes)
+        if self._recorded != wanted:  # by the buffers themselves: handles are used again
+            self._recorded = None
+            commands.name = f"copy of {nbytes} bytes from buffer {source.name!r} to {target.name!r}"
             commands.begin()
             commands.copy(source, start, target, offset, nbytes)
             commands.end()
-            commands.submit()
-            commands.wait(COPY_TIMEOUT_S)
+            self._recorded = wanted
+        commands.submit()
+        commands.wait(COPY_TIMEOUT_S)
 
     def upload(self, target: Buffer, raw: NDArray[np.uint8], offset: int) -> None:
         """Copies bytes into `target` from byte `offset`."""
@@ -67,6 +78,8 @@ class Staging:
 
     def close(self) -> None:
         """Releases the staging buffer."""
+        if self._commands is not None:
+            self._commands.close()
         if self._buffer is not None:
             self._buffer.close()
-            self._buffer = None
+        self._buffer = self._commands = self._recorded = None
