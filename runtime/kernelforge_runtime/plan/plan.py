@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.errors import PlanError
+from kernelforge_runtime.plan.cuts import Cuts, submit_limit
 from kernelforge_runtime.plan.dispatch import Dispatch
 from kernelforge_runtime.plan.scratch import Scratch
 from kernelforge_runtime.vk import BufferSlice, CommandBuffer, Device, TimestampPool
@@ -23,7 +24,7 @@ DEFAULT_TIMEOUT_S = 600.0
 
 
 class Plan:
-    """Dispatches in order, in one command buffer.
+    """Dispatches in order, in one command buffer, or in several where a watchdog wants it.
 
     A barrier stands only between dispatches where one touches what an earlier one wrote, or
     writes what an earlier one reads.
@@ -41,6 +42,9 @@ class Plan:
         name: str = "plan",
     ) -> None:
         self.device, self.name = device, name
+        watched = submit_limit(device.info.device_type) if timestamps == "none" else None
+        self._cuts = Cuts(len(dispatches), watched)
+        self._stale = self._running = False
         self._scratch = Scratch(device, dispatches, name)
         self.dispatches = tuple(self._scratch.completed(d) for d in dispatches)
         self.timing: Timing = timestamps
@@ -51,7 +55,7 @@ class Plan:
         self._ran = False
         self._pool: TimestampPool | None = None
         self._descriptors: DescriptorPool | None = None
-        self._commands: CommandBuffer | None = None
+        self._commands: list[CommandBuffer] = []
         try:
             self._record()
         except BaseException:
@@ -72,13 +76,16 @@ class Plan:
         if self.timing != "none" and self.clock == "timestamp":
             count = 2 if self.timing == "ends" else 2 * len(self.dispatches) + 1
             self._pool = TimestampPool(device, count)
-        self._commands = commands = CommandBuffer(device, self.name)
-        commands.begin()
+        commands = self._part()
         if self._pool is not None:
             commands.reset_timestamps(self._pool)
             commands.timestamp(self._pool, 0)
         hazards = _Hazards()
+        ends = {*self._cuts.ends[:-1]}
         for i, dispatch in enumerate(self.dispatches):
+            if i in ends:  # a barrier waits for what earlier parts did, too
+                commands.end()
+                commands = self._part()
             waits = hazards.between(dispatch, bound[i])
             self._barriers.append(waits)
             if waits:
@@ -92,6 +99,22 @@ class Plan:
             commands.timestamp(self._pool, 1)
         commands.end()
 
+    def _part(self) -> CommandBuffer:
+        self._commands.append(CommandBuffer(self.device, self.name))
+        self._commands[-1].begin()
+        return self._commands[-1]
+
+    def _record_anew(self) -> None:
+        """Records the parts as they were found to be right."""
+        self._release()
+        self._barriers, self._stale = [], False
+        self._record()
+
+    @property
+    def submits(self) -> int:
+        """How many submits a run takes."""
+        return len(self._cuts.ends)
+
     @property
     def barriers(self) -> int:
         """How many barriers stand between the dispatches."""
@@ -99,10 +122,13 @@ class Plan:
 
     def submit(self) -> None:
         """Starts a run; wait for it before the next one."""
-        assert self._commands is not None
-        if self.timing != "none":
-            self._started = time.perf_counter()
-        self._commands.submit()
+        assert self._commands
+        if self._stale:
+            self._record_anew()
+        self._started = time.perf_counter()
+        for part in self._commands:
+            part.submit()
+        self._running = True
 
     def wait(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """Waits for the run.
@@ -110,11 +136,17 @@ class Plan:
         Raises:
             DeviceLostError: the device was lost, or did not finish in time.
         """
-        assert self._commands is not None
-        self._commands.wait(timeout_s)
-        self._ran = True
-        if self.timing != "none":
-            self._host_ns = (time.perf_counter() - self._started) * 1e9
+        assert self._commands
+        times, before = [], self._started
+        for part in self._commands:
+            part.wait(timeout_s)
+            done = time.perf_counter()
+            times.append(done - before)
+            before = done
+        if self._running:
+            self._stale = self._cuts.learn(times)
+        self._ran, self._running = True, False
+        self._host_ns = (before - self._started) * 1e9
 
     def run(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """Submits and waits."""
@@ -159,11 +191,14 @@ class Plan:
 
     def close(self) -> None:
         """Releases what the plan recorded; a second call does nothing."""
-        for part in (self._commands, self._descriptors, self._pool):
+        self._release()
+        self._scratch.close()
+
+    def _release(self) -> None:
+        for part in (*self._commands, self._descriptors, self._pool):
             if part is not None:
                 part.close()
-        self._scratch.close()
-        self._commands = self._descriptors = self._pool = None
+        self._commands, self._descriptors, self._pool = [], None, None
 
     def __enter__(self) -> Plan:
         return self
