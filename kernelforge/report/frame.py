@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 JOURNAL_FILE = "journal.jsonl"
 CEILINGS_FILE = "ceilings.json"
+COMMIT_FILE = "commit.txt"
+"""Beside kept measurements: of the checkout that first reported them."""
 CPU_LABEL = "CPU rasteriser"
 """What a device without a GPU is called: its times say nothing about GPUs."""
 
@@ -139,7 +141,7 @@ def gather(folder: Path, slug: str, bundle: Path | None = None, model: str | Non
         serving=tuple(serving),
         fft=_fft(folder / BENCH_FILE),
         time=time,
-        provenance=_provenance(opened, measurements, benches, time),
+        provenance=_provenance(opened, measurements, benches, time, commit_of(folder)),
         commands=_commands(slug, kernels, models),
     )
 
@@ -252,6 +254,7 @@ def _provenance(
     measurements: Sequence[Measurement],
     benches: Sequence[BenchRecord],
     time: str,
+    commit: str,
 ) -> tuple[tuple[str, str], ...]:
     if bundle is not None:
         compiler = bundle.manifest.toolchain.glslang
@@ -267,12 +270,21 @@ def _provenance(
         ("Newest record", time or "none has a date"),
         ("Records", ", ".join(records) or "the bundle's own"),
         ("KernelForge", __version__),
-        ("Commit", _commit() or "not a checkout"),
+        ("Commit", commit or "not a checkout"),
         ("glslang", compiled),
         ("Bundle", f"{bundle.slug}, {len(bundle.manifest.entries)} kernels" if bundle else "none"),
         ("Bundle sha256", bundle.sha256 if bundle else "none"),
     ]
     return tuple(facts)
+
+
+def commit_of(folder: Path) -> str:
+    """The commit kept with the measurements, else this checkout's; "" of an installed copy."""
+    try:
+        kept = (folder / COMMIT_FILE).read_text(encoding="ascii", errors="replace").strip()
+        return kept if re.fullmatch(r"[0-9a-f]{7,40}", kept) else ""
+    except OSError:
+        return _commit()
 
 
 def _commit() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from kernelforge.errors import ReportError
 from kernelforge.report.bench_journal import BENCH_FILE
 from kernelforge.report.formats import PARETO_FILE
-from kernelforge.report.frame import CEILINGS_FILE, JOURNAL_FILE
+from kernelforge.report.frame import CEILINGS_FILE, COMMIT_FILE, JOURNAL_FILE, commit_of
 
 FOLDER = "measured"
 MAX_BYTES = 256 << 20
@@ -38,6 +39,10 @@ def keep(journals: Path, out: Path) -> list[Path]:
             partial.write_bytes(gzip.compress((journals / name).read_bytes(), mtime=0))
             partial.replace(path)
             kept.append(path)
+        if kept:
+            commit = folder / COMMIT_FILE
+            commit.write_text(f"{commit_of(journals)}\n", encoding="ascii")
+            kept.append(commit)
     except OSError as error:
         raise ReportError(f"{folder}: measurements cannot be kept: {error.strerror}") from error
     return kept
@@ -68,4 +73,6 @@ def unpacked(out: Path) -> Iterator[Path]:
             if len(content) > MAX_BYTES:
                 raise ReportError(f"{path}: more than {MAX_BYTES >> 20} MiB unpacked; delete it")
             (Path(folder) / name).write_bytes(content)
+        if (out / FOLDER / COMMIT_FILE).is_file():
+            shutil.copyfile(out / FOLDER / COMMIT_FILE, Path(folder) / COMMIT_FILE)
         yield Path(folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kernelforge.cli.main import main
 from kernelforge.families import get_family
 from kernelforge.report import write_report
 from kernelforge.report.bench_journal import BenchRecord, append_bench, read_bench
@@ -315,10 +316,11 @@ def test_command_reports_every_measured_device_by_itself(tmp_path):
     assert done.stdout.split() == [str(out / "report.html")]
 
 
-def test_with_nothing_to_report_one_line_says_what_makes_data(tmp_path):
-    done = kernelforge("report", XDG_DATA_HOME=str(tmp_path))
-    assert done.returncode == 1
-    line = one_line(done.stderr, "kernelforge report: nothing to report: ")
+def test_with_nothing_to_report_one_line_says_what_makes_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # away from this checkout's own reports
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert main(["report"]) == 1
+    line = one_line(capsys.readouterr().err, "kernelforge report: nothing to report: ")
     assert "kernelforge tune --model MODEL" in line and "kernelforge bench MODEL" in line
 
 
