@@ -144,6 +144,12 @@ def run(args: argparse.Namespace) -> int:
                 follow = _Follow(bar, args.verbose, tuning.tasks, finished)
                 tuning.search(follow.trial, follow.result)
                 finished[:] = tuning.cross(finished)
+            if not finished:
+                output.text(
+                    "other workers still search every problem; the last one packs the winners"
+                )
+                output.document({"device": tuning.device.info.slug, "bundle": None, "results": []})
+                return 0
             bundle = tuning.pack(finished)
             output.table(HEADERS, [_row(tuning, r) for r in finished])
             output.text(f"bundle:  {bundle}")

@@ -24,10 +24,10 @@ from kernelforge.tune.sharing import alive, silent
 MEASUREMENT = "measurement"
 GOOD = 0.95
 """Share of the winner's speed from which on a search has all but found it."""
-_WORKER = "worker"
-_SESSION = "session "
+WORKER = "worker"
+SESSION = "session "
 _ID = "id"
-_ORPHAN_S = 60.0
+ORPHAN_S = 60.0
 _STATES = {Outcome.OK: TrialState.COMPLETE, Outcome.REJECTED: TrialState.PRUNED}
 """All other outcomes are failures."""
 
@@ -55,7 +55,7 @@ def run_trial(
         origins: variant -> who suggested it, of those that the search did not find by itself.
     """
     try:
-        trial.set_user_attr(_WORKER, _this_process())
+        trial.set_user_attr(WORKER, this_process())
         best = incumbent_ns(study)
         with alive(study._storage, trial._trial_id):
             incumbent = None if best is None else best * slowdown
@@ -139,19 +139,19 @@ def release_orphans(study: Study, storage: BaseStorage, journal: Journal) -> int
     if _ID not in study.user_attrs:
         study.set_user_attr(_ID, uuid.uuid4().hex[:8])
     host, freed = socket.gethostname(), 0
-    sessions = [name for name in study.user_attrs if name.startswith(_SESSION)]
-    all_gone = bool(sessions) and all(_gone(name.removeprefix(_SESSION)) for name in sessions)
-    if _SESSION + _this_process() not in sessions:
-        study.set_user_attr(_SESSION + _this_process(), True)
+    sessions = [name for name in study.user_attrs if name.startswith(SESSION)]
+    all_gone = bool(sessions) and all(is_gone(name.removeprefix(SESSION)) for name in sessions)
+    if SESSION + this_process() not in sessions:
+        study.set_user_attr(SESSION + this_process(), True)
     mute = silent(storage, study._study_id)
     known: dict[str, Measurement] | None = None
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        worker = str(trial.user_attrs.get(_WORKER, ""))
+        worker = str(trial.user_attrs.get(WORKER, ""))
         if worker.rpartition(":")[0] == host:
-            gone = _gone(worker)
+            gone = is_gone(worker)
         else:
             began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-            late = time.time() - began > (10 * _ORPHAN_S if worker else _ORPHAN_S)
+            late = time.time() - began > (10 * ORPHAN_S if worker else ORPHAN_S)
             gone = late or (not worker and all_gone)
         if not gone and trial._trial_id not in mute:
             continue
@@ -167,14 +167,20 @@ def release_orphans(study: Study, storage: BaseStorage, journal: Journal) -> int
     return freed
 
 
-def _this_process() -> str:
+def this_process() -> str:
+    """Machine and number of this process."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _gone(process: str) -> bool:
-    """Whether a process, as `_this_process` names it, is known to have ended."""
-    host, _, pid = process.rpartition(":")
-    return host == socket.gethostname() and not _alive(int(pid))
+def is_of_this_host(process: str) -> bool:
+    """Whether a process, as `this_process` names it, runs on this machine."""
+    return process.rpartition(":")[0] == socket.gethostname()
+
+
+def is_gone(process: str) -> bool:
+    """Whether a process, as `this_process` names it, is known to have ended."""
+    pid = process.rpartition(":")[2]
+    return is_of_this_host(process) and not _alive(int(pid))
 
 
 def _alive(pid: int) -> bool:

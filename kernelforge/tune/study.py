@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from kernelforge.tune.budget import Budget, Deadline, share
 from kernelforge.tune.every_layout import SHARE, LayoutTrials, with_every_layout
 from kernelforge.tune.finals import choose, run_finals
 from kernelforge.tune.journal import Journal
+from kernelforge.tune.last_one import LeftError, add_missing, finals_once, present
 from kernelforge.tune.objective import (
     best_distinct,
     describe_failures,
@@ -48,6 +51,9 @@ from kernelforge_runtime.errors import DeviceLostError
 from kernelforge_runtime.vk import Device
 
 log = logging.getLogger(__name__)
+
+NO_MORE_S = 1e-3
+"""Seconds of a search that is over: it measures nothing that was not begun."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,7 @@ def tune_problem(
     Of the trials at most 70 % are of `near`, `warm` and `portfolio` together (see `seeded`).
 
     Raises:
+        LeftError: other workers still search; the last one makes the finals.
         TuneError: the problem is impossible, no variant gives a right result, or the device was
             lost; what was measured is kept.
         KeyboardInterrupt: handed on; everything finished is kept.
@@ -184,18 +191,13 @@ def tune_problem(
         log.info("%s: %d trials of a killed process will be done again", name, freed)
     with open_bench(device, family, precision, problem, effort, isolation) as bench:
         try:
-            search = Search(study, sampler, bench, journal, default, own, on_progress, origins)
-            search.run()
-            search.run_layouts(layouts, deadline)
-            found = [m for _, m in measured_trials(study.get_trials(deepcopy=False))]
-            finalists = best_distinct(search.corrected(), budget.finalists)
-            if not finalists:
-                raise TuneError(
-                    f"no variant of {family.name} {precision} gives a right result at {problem} on "
-                    f"{device.info.name}: {describe_failures(found)}"
+            with present(study):
+                search = Search(study, sampler, bench, journal, default, own, on_progress, origins)
+                search.run()
+                search.run_layouts(layouts, deadline)
+                finals = finals_once(
+                    study, held, budget.profile, partial(_finals, search, bench, default, budget)
                 )
-            finalists = with_every_layout(family, precision, finalists, search.corrected())
-            finals = run_finals(bench, finalists, default, budget.rounds, _finals_s(budget))
         except DeviceLostError as error:
             raise TuneError(f"{error}; run the same command again to go on") from error
         except OSError as error:
@@ -203,8 +205,8 @@ def tune_problem(
                 f"cannot keep the study: {error.strerror or error}; free space, then run the same "
                 "command again to go on"
             ) from error
-        for measurement in finals:
-            journal.append(measurement)
+        add_missing(journal, finals)
+    found = [m for _, m in measured_trials(study.get_trials(deepcopy=False))]
 
     def names(group: Sequence[Mapping[str, Any]]) -> set[str]:
         return {family.variant(precision, params).name for params in group} - {finals[0].variant}
@@ -235,6 +237,21 @@ def tune_problem(
         portfolio_won=best.variant in portfolio_names,
         good_trial=first_good(search.corrected(), best.variant),
     )
+
+
+def _finals(
+    search: Search, bench: Measurer, default: Mapping[str, Any], budget: Budget
+) -> list[Measurement]:
+    """The finals of everything that was measured by now, by whichever worker."""
+    family, precision, found = bench.family, bench.precision, search.corrected()
+    finalists = best_distinct(found, budget.finalists)
+    if not finalists:
+        raise TuneError(
+            f"no variant of {family.name} {precision} gives a right result at {bench.problem} on "
+            f"{bench.info.name}: {describe_failures(found)}"
+        )
+    finalists = with_every_layout(family, precision, finalists, found)
+    return run_finals(bench, finalists, default, budget.rounds, _finals_s(budget))
 
 
 def open_bench(
@@ -269,7 +286,8 @@ def tune_problems(
 ) -> list[TuneResult]:
     """Tunes several problems, the heaviest first, sharing the budget's seconds among them.
 
-    A problem that fails is logged and left out; the others go on.
+    A problem that fails is logged and left out; the others go on. So is one that other workers
+    still search when this one has done all it can: the last of them has its result.
 
     Args:
         device: where to measure.
@@ -293,11 +311,15 @@ def tune_problems(
     ordered = sorted(tasks, key=lambda task: (-task.weight, str(task)))
     results: list[TuneResult] = []
     failure: TuneError | None = None
-    for i, task in enumerate(ordered):
+    left: list[TuneTask] = []
+    # What is left to others is asked for once more at the end: by then they may be done.
+    for i, task in enumerate(chain(ordered, left)):
         # The root: prefill's products weigh hundreds of times what decode's do, and both matter.
-        seconds = share(deadline.left_s, [t.weight**0.5 for t in ordered[i:]])
+        seconds = share(deadline.left_s, [t.weight**0.5 for t in (*ordered, *left)[i:]])
         # Even with no time left every problem gets its default and a look around.
         own = replace(budget, seconds=None if seconds is None else max(seconds, 0.5))
+        if i >= len(ordered):
+            own = replace(budget, seconds=NO_MORE_S)
         try:
             result = tune_problem(
                 device, task.family, task.precision, task.problem, own, journal, held,
@@ -305,6 +327,11 @@ def tune_problems(
                 isolation=isolation, near=_transfer(results, task),
                 portfolio=members_for(known, task, buildable(device.info)),
             )  # fmt: skip
+        except LeftError as error:
+            log.log(logging.INFO if i < len(ordered) else logging.WARNING, "%s: %s", task, error)
+            if i < len(ordered):
+                left.append(task)
+            continue
         except TuneError as error:
             if isinstance(error.__cause__, DeviceLostError | OSError):
                 raise

@@ -1,0 +1,144 @@
+"""Finals of a study that workers share: once, by whoever ends last, with everybody's trials.
+
+A worker whose search is over while others still measure leaves the study to them. The last one
+makes the finals and keeps them with the study, where the others find them; so does a run that is
+resumed with nothing left to search.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from kernelforge.errors import MeasureError, TuneError
+from kernelforge.measure.measurement import Measurement
+from kernelforge.tune.journal import Journal
+from kernelforge.tune.objective import (
+    ORPHAN_S,
+    SESSION,
+    WORKER,
+    is_gone,
+    is_of_this_host,
+    measured_trials,
+    this_process,
+)
+from kernelforge.tune.sharing import silent, turn
+
+FINALS = "finals"
+"""Study attribute: the final measurements, and of which trials and with which effort."""
+
+
+class LeftError(TuneError):
+    """Other workers still search: the last one of them makes the finals."""
+
+
+def enter(study: Study) -> None:
+    """Says that this process works on the study."""
+    study.set_user_attr(SESSION + this_process(), True)
+
+
+@contextmanager
+def present(study: Study) -> Iterator[None]:
+    """Works on the study meanwhile; an error ends that at once."""
+    enter(study)
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # what went wrong before is what counts
+            leave(study)
+        raise
+
+
+def leave(study: Study) -> None:
+    """Says that it does no more."""
+    study.set_user_attr(SESSION + this_process(), False)
+
+
+def finals_once(
+    study: Study, storage: BaseStorage, effort: str, make: Callable[[], Sequence[Measurement]]
+) -> list[Measurement]:
+    """The finals of all trials that there are: those that were made of them, or new ones.
+
+    Args:
+        study: whose search is over for this process.
+        storage: that holds it.
+        effort: with which they are made: others of another one do not count.
+        make: makes them.
+
+    Raises:
+        LeftError: others still search, or are at the finals.
+    """
+    with turn(storage, study.study_name):
+        others = at_work(study, storage)
+        if others:
+            leave(study)
+            raise LeftError(
+                f"left to {', '.join(others)}: the last one that searches makes the finals"
+            )
+        # Under the name of this process until they are made: another one does not begin them, too.
+        trials = study.get_trials(deepcopy=False)
+        known = kept_finals(study, effort, trials)
+        if known:
+            leave(study)
+            return known
+        enter(study)
+    try:
+        finals = list(make())
+        if any(m.ok for m in finals):
+            kept = {
+                "trials": len(measured_trials(trials)), "effort": effort,
+                "finals": [m.to_json() for m in finals],
+            }  # fmt: skip
+            study.set_user_attr(FINALS, kept)
+    finally:
+        leave(study)
+    return finals
+
+
+def kept_finals(study: Study, effort: str, trials: Sequence[FrozenTrial]) -> list[Measurement]:
+    """The finals that the study holds, if they are of all of these trials; else nothing."""
+    kept = study.user_attrs.get(FINALS)
+    with suppress(KeyError, TypeError, MeasureError):  # written by another version
+        if (kept["trials"], kept["effort"]) == (len(measured_trials(trials)), effort):
+            return [Measurement.from_json(data) for data in kept["finals"]]
+    return []
+
+
+def add_missing(journal: Journal, finals: Iterable[Measurement]) -> None:
+    """Adds to a journal those finals that another worker made into its own."""
+    have = {(m.family, m.problem, m.variant, m.seed) for m in journal if m.phase == "final"}
+    for m in finals:
+        if (m.family, m.problem, m.variant, m.seed) not in have:
+            journal.append(m)
+
+
+def at_work(study: Study, storage: BaseStorage) -> list[str]:
+    """Other processes that have not left the study, and are not known to be dead.
+
+    Of one on another machine that is what it measures now or did in the last minute.
+    """
+    trials = study.get_trials(deepcopy=False)
+    mute = silent(storage, study._study_id)
+    found = []
+    for name, present in study.user_attrs.items():
+        process = name.removeprefix(SESSION)
+        if process == name or not present or process == this_process() or is_gone(process):
+            continue
+        own = [t for t in trials if t.user_attrs.get(WORKER) == process]
+        if is_of_this_host(process) or any(_is_fresh(t, mute) for t in own):
+            found.append(process)
+    return sorted(found)
+
+
+def _is_fresh(trial: FrozenTrial, mute: frozenset[int]) -> bool:
+    if trial.state is TrialState.RUNNING:
+        began = trial.datetime_start
+        late = began is None or time.time() - began.timestamp() > 10 * ORPHAN_S
+        return not late and trial._trial_id not in mute
+    ended = trial.datetime_complete
+    return ended is not None and time.time() - ended.timestamp() < ORPHAN_S
