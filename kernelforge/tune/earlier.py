@@ -77,9 +77,9 @@ def earlier_results(
         if family is None or key[1] not in {p.name for p in family.precisions}:
             continue
         today = template_of(family)
-        result = _result(key, [m for m in measured if m.template_sha256 == today], family)
-        if result is not None and packed[key] & {m.spirv_sha256 for m in result.finalists if m.ok}:
-            results.append(result)
+        known = _result(key, [m for m in measured if m.template_sha256 == today], family)
+        if known is not None and packed[key] & {m.spirv_sha256 for m in known.finalists if m.ok}:
+            results.append(known)
     return results
 
 

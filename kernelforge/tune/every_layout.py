@@ -161,7 +161,8 @@ class LayoutTrials:
         return [int(i) for i in beside[np.lexsort((beside, self._apart(beside, to)))]]
 
     def _apart(self, members: Ints, to: int) -> Floats:
-        return self._encoded.distances(members, np.array([to])).sum(axis=(0, 2))
+        apart: Floats = self._encoded.distances(members, np.array([to])).sum(axis=(0, 2))
+        return apart
 
 
 def _fastest(seen: Mapping[int, float | None]) -> int | None:

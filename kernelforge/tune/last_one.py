@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from optuna.storages import BaseStorage
 from optuna.study import Study
@@ -102,7 +103,7 @@ def finals_once(
 
 def kept_finals(study: Study, effort: str, trials: Sequence[FrozenTrial]) -> list[Measurement]:
     """The finals that the study holds, if they are of all of these trials; else nothing."""
-    kept = study.user_attrs.get(FINALS)
+    kept: Any = study.user_attrs.get(FINALS)
     with suppress(KeyError, TypeError, MeasureError):  # written by another version
         if (kept["trials"], kept["effort"]) == (len(measured_trials(trials)), effort):
             return [Measurement.from_json(data) for data in kept["finals"]]
