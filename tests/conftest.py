@@ -42,21 +42,31 @@ def pytest_unconfigure(config):
         shutil.rmtree(os.environ.pop(PLACE), ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    """Which tests stay in one process: those of a file, and of conformance those of a precision.
+def group_of(nodeid):
+    """Tests of one group stay in one process: those of a file, in conformance those of a precision.
 
     A file's tests share what is dear to make; all of conformance in one process would leave the
     others idle for minutes.
     """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        group = item.path.stem
-        if group == "test_conformance" and hasattr(item, "callspec"):
-            given = item.callspec.params
-            group += f"-{given.get('name', '')}-{given.get('precision_name', '')}"
-        item.add_marker(pytest.mark.xdist_group(group))
+    place, _, given = nodeid.partition("[")
+    group = place.partition("::")[0]
+    if Path(group).stem == "test_conformance" and given:
+        group = "-".join([group, *given.rstrip("]").split("-")[:2]])
+    return group
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """For `--dist loadgroup`: its own marks go into node ids, which pytest 9 keeps as they are."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid)
+
+    return ByGroup(config, log)
 
 
 def pytest_addoption(parser):

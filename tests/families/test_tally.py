@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.conftest import group_of
 from tests.families.tally import table
 
 HERE = ("gemv", "f16", "llvmpipe", "M1", [11, 12, 13], False, "")
@@ -29,3 +30,11 @@ def test_what_is_left_out_has_a_row_without_counts_and_its_reason() -> None:
     lines = table([HERE, NOWHERE])
     assert lines[1].split() == ["coop", "f16", "0", "0", "-", "0", "-"]
     assert lines[-1] == "left out 1: no such extension (coop f16 M1)"
+
+
+def test_tests_of_a_file_stay_in_one_process_and_of_conformance_those_of_a_precision():
+    first, second = "tests/models/test_a.py::test_x[1-a::b]", "tests/models/test_a.py::test_y"
+    assert group_of(first) == group_of(second) != group_of("tests/models/test_b.py::test_x")
+    corner = "tests/families/test_conformance.py::test_corner[{}-llvmpipe]"
+    f16, other, q8 = (corner.format(v) for v in ("gemm-f16-M1.K2", "gemm-f16-M5", "gemm-q8-M1.K2"))
+    assert group_of(f16) == group_of(other) != group_of(q8)
