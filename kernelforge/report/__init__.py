@@ -15,7 +15,7 @@ MARKDOWN_FILE = "report.md"
 
 
 def write_report(frame: Frame, out: Path) -> list[Path]:
-    """Writes page, markdown and CSV files into a folder; gives their paths, the page's first.
+    """Writes page, markdown, CSV and pictures into a folder; gives their paths, the page's first.
 
     The same frame always gives the same bytes.
 
@@ -24,6 +24,7 @@ def write_report(frame: Frame, out: Path) -> list[Path]:
     """
     from kernelforge.report.html import render_page
     from kernelforge.report.markdown import render_markdown
+    from kernelforge.report.pictures import PICTURES, render_pictures
     from kernelforge.report.tables import TABLES, tables
 
     found = tables(frame)
@@ -31,9 +32,10 @@ def write_report(frame: Frame, out: Path) -> list[Path]:
         PAGE_FILE: render_page(frame, found),
         MARKDOWN_FILE: render_markdown(frame, found),
         **{f"{table.name}.csv": table.to_csv() for table in found},
+        **render_pictures(frame),
     }
     paths = write_files(out, texts)
-    for name in TABLES:  # what an earlier report had and this one has not
-        if f"{name}.csv" not in texts:
-            (out / f"{name}.csv").unlink(missing_ok=True)
+    for name in (*(f"{name}.csv" for name in TABLES), *PICTURES):
+        if name not in texts:  # what an earlier report had and this one has not
+            (out / name).unlink(missing_ok=True)
     return paths
