@@ -29,7 +29,7 @@ from kernelforge_runtime.dtypes import DType
 from kernelforge_runtime.vk import Device
 from tests.families.running import keeps_subnormals
 
-RANDOM_VARIANTS = int(os.environ.get("KERNELFORGE_VARIANTS", "2"))
+RANDOM_VARIANTS = int(os.environ.get("KERNELFORGE_VARIANTS", "1"))
 """Besides the default; `make conformance` takes 20."""
 DRAWS = max(50, 3 * RANDOM_VARIANTS)
 """Before a space is enumerated, for what they did not find."""

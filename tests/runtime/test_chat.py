@@ -136,10 +136,10 @@ def test_saying_nothing_changes_nothing(model):
     assert conversation.state.position == 0
 
 
-def test_a_damaged_state_breaks_the_answer_off_and_stays_out_of_the_conversation(model):
+def test_a_damaged_state_is_refused_and_stays_out_of_the_conversation(model):
     conversation = talk(model)
     conversation.state.arrays["wkv"][...] = np.nan
-    with pytest.raises(RequestError, match="broken off: the largest of 256 logits is nan"):
+    with pytest.raises(RequestError, match="the state's wkv holds NaN or infinity"):
         say(conversation, "hi")
     assert conversation.turns == []
     assert conversation.state.position == 0

@@ -10,6 +10,7 @@ from kernelforge_runtime.weights import open_checkpoint
 from tests.runtime.model_files import Call, Global, dumps, write_archive, write_safetensors
 from tests.toolkit.cli_process import (
     DEVICE,
+    GENERIC,
     NO_TOOLS,
     NO_VULKAN,
     kernelforge,
@@ -289,6 +290,23 @@ def test_inspect_shows_a_family_a_variant_a_model_and_a_bundle():
     assert bundle.returncode == 0, bundle.stderr
     assert " 0 wrong, 0 skipped" in bundle.stdout
     assert "stale" not in bundle.stdout
+
+
+@glslang
+@vulkan
+def test_the_generic_bundle_is_that_of_todays_kernels(tmp_path):
+    """What `build --generic` makes, but for the SPIR-V of another compiler, and for measurements."""
+    made = kernelforge("build", "--generic", "--device", DEVICE, "--out", tmp_path)
+    assert made.returncode == 0, made.stderr
+    entries = [
+        {
+            (entry["family"], entry["variant"], entry["glsl_sha256"], str(entry["problem"]))
+            for entry in json.loads((folder / "manifest.json").read_text())["entries"]
+        }
+        for folder in (tmp_path / "generic", GENERIC)
+    ]
+    assert entries[0] == entries[1], "run `kernelforge build --generic` and commit tuned/generic"
+    assert len(entries[0]) > 100
 
 
 @glslang

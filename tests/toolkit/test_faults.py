@@ -216,6 +216,8 @@ def test_a_worker_that_dies_between_two_trials_is_replaced_and_nobody_is_blamed(
     def stab(progress: Any) -> None:
         if progress.number in (2, 4) and supervisor.pid is not None:
             os.kill(supervisor.pid, signal.SIGKILL)
+            while supervisor.pid is not None:  # a signal takes a moment to end a process
+                time.sleep(0.001)
 
     result = tune(device, tmp_path, supervisor, ("none",), rows=16, on_progress=stab)
     assert all(m.ok for m in result.trials)
