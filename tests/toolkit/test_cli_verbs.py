@@ -295,7 +295,7 @@ def test_inspect_shows_a_family_a_variant_a_model_and_a_bundle():
 @glslang
 @vulkan
 def test_the_generic_bundle_is_that_of_todays_kernels(tmp_path):
-    """What `build --generic` makes, but for the SPIR-V of another compiler, and for measurements."""
+    """What `build --generic` makes, but for SPIR-V of another compiler, and measurements."""
     made = kernelforge("build", "--generic", "--device", DEVICE, "--out", tmp_path)
     assert made.returncode == 0, made.stderr
     entries = [
