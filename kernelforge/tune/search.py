@@ -59,6 +59,8 @@ class Search:
         origins: Mapping[str, str] | None = None,
     ) -> None:
         self._origins = origins
+        # However little time there is: nobody wants the default where somebody knew better.
+        self._least = 2 if origins and len(origins) > 1 else 1
         self._study, self._sampler, self._bench = study, sampler, bench
         self._journal, self._default, self._budget = journal, default, budget
         self._on_progress = on_progress
@@ -135,7 +137,7 @@ class Search:
 
     def _left(self, limit: int, deadline: Deadline) -> bool:
         done = len(self._sampler.seen(self._study.get_trials(deepcopy=False)))
-        return done < limit and not (deadline.reached and done > 0)
+        return done < limit and not (deadline.reached and done >= self._least)
 
     def _ask(self, limit: int, deadline: Deadline) -> tuple[Trial | None, int]:
         """The next trial, None if there is to be none, and how many there were before it.
@@ -146,7 +148,7 @@ class Search:
         with turn(storage, self._study.study_name):
             for _ in range(2):
                 done = len(self._sampler.seen(self._study.get_trials(deepcopy=False)))
-                if deadline.reached and done > 0:
+                if deadline.reached and done >= self._least:
                     return None, done
                 if done < limit:
                     try:

@@ -84,6 +84,21 @@ def test_the_result_says_how_many_trials_were_warm_and_whether_one_won(
 
 @pytest.mark.vulkan
 @pytest.mark.glslang
+def test_the_first_of_them_is_tried_however_little_time_there_is(
+    llvmpipe: Device, tmp_path: Path
+) -> None:
+    needs_compiler()
+    family, problem = small_family(), Problem(M=67, K=64)
+    warm = [{"WORKGROUP": 32, "ROWS": 2, "FAULT": "none"}]
+    result = tune_problem(
+        llvmpipe, family, F32, problem, Budget(9, seconds=1e-6), Journal(tmp_path / "j.jsonl"),
+        tmp_path / "optuna.log", warm=warm, effort=QUICK,
+    )  # fmt: skip
+    assert [m.variant for m in result.trials[1:]] == [family.variant(F32, warm[0]).name]
+
+
+@pytest.mark.vulkan
+@pytest.mark.glslang
 def test_winners_of_this_run_are_tried_too_but_do_not_count_as_warm(
     llvmpipe: Device, tmp_path: Path
 ) -> None:
