@@ -166,16 +166,18 @@ def test_two_trials_give_every_layout_the_winner_s_parameters_verified_and_in_th
     assert len(result.trials) == 4
     assert [m.origin for m in result.trials] == ["default", "search", ORIGIN, ORIGIN]
     fastest = min(result.trials[:2], key=lambda m: m.time_ns)
-    layouts = {
-        signature_of(PADDED, F32, m).layouts: m for m in result.finalists if m.origin == ORIGIN
-    }
-    assert len(layouts) == 2
-    for final in layouts.values():
+    # One layout was the other trial's as well, which may be the faster of the two there.
+    layouts = {signature_of(PADDED, F32, m).layouts for m in result.finalists}
+    assert len(layouts) == 3
+    final_origins = [m.origin for m in result.finalists]
+    assert ORIGIN in final_origins
+    for final in result.finalists:
         assert final.ok
         assert final.tolerance > 0
         assert final.samples_ns
-        workgroup = fastest.variant.rpartition("WORKGROUP")[2]
-        assert final.variant.endswith(f"WORKGROUP{workgroup}")
+    workgroup = fastest.variant.rpartition("WORKGROUP")[2]
+    for tried in result.trials[2:]:
+        assert tried.variant.endswith(f"WORKGROUP{workgroup}")
     again = tuned(llvmpipe, tmp_path, 2)
     assert again.trials == result.trials
     kept = [m for m in read_journal(tmp_path / "journal.jsonl") if m.phase == "trial"]
