@@ -182,15 +182,21 @@ def _merge(
     if (old.toolchain.glslang, old.toolchain.flags) != (toolchain.glslang, toolchain.flags):
         _log.warning("%s: was compiled by another compiler; nothing of it is kept", folder)
         return old.ceilings, fingerprint
-    kept = 0
+    kept = changed = 0
     for entry in old.entries:
         if template_hashes.get(entry.family, entry.template_sha256) != entry.template_sha256:
             _log.info("%s on %s: template has changed; not kept", entry.variant, entry.problem)
+            changed += entry.key not in entries
         elif entry.key not in entries:
             entries[entry.key] = entry
             if not entry.beaten:
                 modules[entry.module_sha256] = bundle.module(entry).spirv
             kept += 1
+    if changed:
+        _log.warning(
+            "%s: %d kernels are left out, their templates have changed; tune their problems again",
+            folder, changed,
+        )  # fmt: skip
     if kept and fingerprint.processor and not old.device.processor:
         _log.warning("%s: keeps kernels that were tuned on a processor not known", folder)
         fingerprint = replace(fingerprint, processor="")

@@ -169,8 +169,7 @@ def test_two_trials_give_every_layout_the_winner_s_parameters_verified_and_in_th
     # One layout was the other trial's as well, which may be the faster of the two there.
     layouts = {signature_of(PADDED, F32, m).layouts for m in result.finalists}
     assert len(layouts) == 3
-    final_origins = [m.origin for m in result.finalists]
-    assert ORIGIN in final_origins
+    assert ORIGIN in {m.origin for m in result.finalists}
     for final in result.finalists:
         assert final.ok
         assert final.tolerance > 0
