@@ -22,6 +22,7 @@ from kernelforge.variant import Value, Variant
 from kernelforge_runtime.abi.device_info import FEATURES, DeviceInfo
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Signature
+from kernelforge_runtime.abi.windows import MOST_WINDOWS, WINDOW_STEP
 from kernelforge_runtime.dtypes import DType
 
 Arrays = dict[str, NDArray[Any]]
@@ -157,11 +158,23 @@ class KernelFamily:
         """The declared default, or the valid configuration nearest to it.
 
         Raises:
-            SpaceError: the device can run none.
+            SpaceError: the device can run none; says which limits leave none.
         """
-        return self.space.default(
-            device, problem, accept=lambda p: self.fits(precision, p, device) is None
-        )
+        beyond: dict[str, list[str]] = {}
+
+        def fits(params: Mapping[str, Any]) -> bool:
+            found = next(misfits(self.signature(self.precision(precision), params), device), None)
+            if found is not None:
+                beyond.setdefault(found[0], []).append(found[1])
+            return found is None
+
+        try:
+            return self.space.default(device, problem, accept=fits)
+        except SpaceError as error:
+            told = [
+                name if name == why[0] else f"{name} ({why[0]})" for name, why in beyond.items()
+            ]
+            raise SpaceError(f"{error}{': ' * bool(told)}{', '.join(told)}") from None
 
 
 def family_from(source: tuple[str, str, tuple[Any, ...]]) -> KernelFamily:
@@ -224,6 +237,11 @@ def misfits_at(
     for axis, found, most in zip("xyz", counts, device.max_workgroup_count, strict=True):
         if found > most:
             yield f"workgroups in {axis}", f"{found} workgroups in {axis}, at most {most}"
+    for binding in signature.bindings:
+        most = MOST_WINDOWS * WINDOW_STEP
+        if binding.name in signature.windowed and binding.nbytes(problem) > most:
+            what = f"{binding.name} has {binding.nbytes(problem)} bytes, at most {most}"
+            yield "bytes in windows", what
     if signature.addressing == "descriptor":
         for binding in signature.bindings:
             if (nbytes := binding.nbytes(problem)) > device.max_storage_buffer:

@@ -213,11 +213,18 @@ class Space:
             if accept(params):
                 return params
         reasons = sorted(self.explain(device).items(), key=lambda item: -item[1])
-        why = ", ".join(f"{text}: {count}" for text, count in reasons if text != "valid")
+        counts = [(text, count) for text, count in reasons if text != "valid"]
+        if problem is not None:
+            left = self.valid(device)
+            for rule in self.problem_constraints:
+                kept = [p for p in left if _ask(rule, p, device, problem)]
+                counts += [(rule.text, len(left) - len(kept))] if len(kept) < len(left) else []
+                left = kept
+        why = ", ".join(f"{text}: {count}" for text, count in counts)
         raise SpaceError(
             f"none of {self.size} configurations is valid for {device.name}"
             f"{f' and {problem}' if problem else ''}; "
-            f"removed by constraints: {why or 'none'}; the rest by the problem or device limits"
+            f"removed by constraints: {why or 'none'}; the rest by device limits"
         )
 
     def check(self, params: Params, device: DeviceInfo, problem: Problem | None = None) -> None:

@@ -6,6 +6,7 @@ variant anew. A declaration that changed shows in the signature, or in that the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -27,12 +28,14 @@ class Stale:
         entries: how many the bundle has of it.
         gone: entries whose variant or family there is no more.
         other: entries whose variant is another kernel now: other GLSL, or another signature.
+        unknown: entries that were not rendered to know.
     """
 
     family: str
     entries: int = 0
     gone: int = 0
     other: int = 0
+    unknown: int = 0
 
     def line(self) -> str:
         """What has changed, on one line."""
@@ -40,12 +43,17 @@ class Stale:
         if self.gone:
             parts.append(f"{self.gone} of {self.entries} kernels are no variants of it any more")
         if self.other:
-            parts.append(f"{self.other} of {self.entries} kernels would be other ones now")
-        return f"{self.family}: {', '.join(parts) or 'its template has changed, its kernels not'}"
+            least = "at least " * bool(self.unknown)
+            parts.append(f"{least}{self.other} of {self.entries} kernels would be other ones now")
+        same = "its kernels not" if not self.unknown else "its kernels perhaps"
+        return f"{self.family}: {', '.join(parts) or f'its template has changed, {same}'}"
 
 
 def stale(
-    entries: Iterable[Entry], families: Mapping[str, KernelFamily], templates: bool = True
+    entries: Iterable[Entry],
+    families: Mapping[str, KernelFamily],
+    templates: bool = True,
+    most: int | None = None,
 ) -> list[Stale]:
     """The families of a bundle that have changed since it was made, by name.
 
@@ -54,6 +62,7 @@ def stale(
         families: today's, by name.
         templates: look at templates too, which takes seconds and needs Jinja; without, at the
             declarations alone.
+        most: render no more than so many kernels of an edited family; None renders them all.
 
     Raises:
         ModuleNotFoundError: there is no Jinja.
@@ -62,6 +71,8 @@ def stale(
     hashes: dict[str, str] = {}
     found: dict[str, Stale] = {}
     edited: set[str] = set()
+    rendered: Counter[str] = Counter()
+    known: dict[tuple[str, ...], str] = {}
     for entry in entries:
         summary = found.setdefault(entry.family, Stale(entry.family))
         summary.entries += 1
@@ -76,7 +87,16 @@ def stale(
                 hashes[entry.family] = template_sha256(family)
             if hashes[entry.family] != entry.template_sha256:
                 edited.add(entry.family)
-        state = _state(entry, family, rendered=entry.family in edited)
+        # One variant serves many problems.
+        key = (entry.family, entry.precision, entry.variant, entry.glsl_sha256)
+        state = _state(entry, family, rendered=False)
+        if state == SAME and entry.family in edited:
+            if key not in known and most is not None and rendered[entry.family] >= most:
+                summary.unknown += 1
+                continue
+            rendered[entry.family] += key not in known
+            state = known[key] if key in known else _state(entry, family, rendered=True)
+            known[key] = state
         summary.gone += state == GONE
         summary.other += state == OTHER
     return [s for name, s in sorted(found.items()) if s.gone or s.other or name in edited]
@@ -88,16 +108,35 @@ def _state(entry: Entry, family: KernelFamily, rendered: bool) -> str:
         params = family.space.normalise(Variant.parse(entry.variant).values)
         if family.signature(precision, params) != entry.signature:
             return OTHER
-        if rendered:
-            from kernelforge.render import render
-
-            if render(family, precision, params).sha256 != entry.glsl_sha256:
-                return OTHER
+        if rendered and not renders_as(family, entry.variant, entry.glsl_sha256):
+            return OTHER
     except SpaceError:
         return GONE
     except RenderError:
         return OTHER
     return SAME
+
+
+def is_same(entry: Entry) -> bool:
+    """Whether today's declaration and template make the very kernel of an entry."""
+    family = load_families().get(entry.family)
+    return family is not None and _state(entry, family, rendered=True) == SAME
+
+
+def renders_as(family: KernelFamily, variant: str, glsl_sha256: str) -> bool:
+    """Whether today's template makes the GLSL of this hash of a variant, named `gemv/f16/...`.
+
+    An edit for other variants leaves what was measured of this one as true as it was.
+
+    Raises:
+        SpaceError: there is no such variant any more.
+        RenderError: the template is missing or wrong.
+    """
+    from kernelforge.render import render
+
+    named = Variant.parse(variant)
+    params = family.space.normalise(named.values)
+    return render(family, family.precision(named.precision), params).sha256 == glsl_sha256
 
 
 @dataclass(frozen=True)
@@ -106,7 +145,7 @@ class Age:
 
     Attributes:
         stale: families with kernels that would be others now, a line each.
-        edited: families whose template has changed, but none of whose kernels has.
+        edited: families whose template has changed, but none of those kernels that were rendered.
         advice: the command that makes the kernels anew; empty where none is stale.
     """
 
@@ -119,10 +158,16 @@ class Age:
         return f"stale: {'; '.join(self.stale)}. {self.advice}" if self.stale else ""
 
 
-def age(bundle: Bundle, templates: bool = True) -> Age | None:
-    """How a bundle stands to today's families; None where templates cannot be read here."""
+def age(bundle: Bundle, templates: bool = True, most: int | None = None) -> Age | None:
+    """How a bundle stands to today's families; None where templates cannot be read here.
+
+    Args:
+        bundle: which.
+        templates: as for `stale`.
+        most: as for `stale`.
+    """
     try:
-        found = stale(bundle.manifest.entries, load_families(), templates)
+        found = stale(bundle.manifest.entries, load_families(), templates, most)
     except ModuleNotFoundError:
         return None
     old = tuple(s.line() for s in found if s.gone or s.other)

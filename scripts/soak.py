@@ -90,8 +90,10 @@ class Soak:
             self.step()
             if time.monotonic() >= next_word:
                 next_word += 60
+                self._compare()
                 tell(f"{self.found}; {resident_bytes() / 1e6:.0f} MB")
-        for _ in self.engine.run():
+        self._compare()
+        for _ in self.engine.run():  # may record plans for fewer sequences
             pass
         self._collect()
         self._compare()
@@ -164,6 +166,7 @@ class Soak:
         if self._first is None or self._first[0] != self.model.recorded_steps:
             return
         self.found.warm = True
+        self.found.leaks.clear()  # told anew each time: what is still there counts
         _, objects, resident = self._first
         if (now := self.model.device.live_objects) != objects:
             self.found.leaks.append(f"Vulkan objects: {objects}, then {now}")

@@ -31,6 +31,25 @@ from tests.families.tally import TALLY, table  # noqa: E402
 PLACE = "KERNELFORGE_TEST_PLACE"
 """Where all processes of a run keep what each of them would else build anew."""
 
+LONGEST = (
+    "toolkit/test_cli_tune.py",
+    "toolkit/test_cli_verbs.py",
+    "toolkit/test_faults.py",
+    "toolkit/test_sharing.py",
+    "toolkit/test_honest_winner.py",
+    "toolkit/test_repeated.py",
+    "toolkit/test_untuned.py",
+    "toolkit/test_recording.py",
+    "toolkit/test_stale.py",
+    "models/test_rwkv7a.py",
+    "runtime/test_soak.py",
+    "runtime/test_fuzz_readers.py",
+)
+"""Of few tests that take long: started first, or one process is at them when all others are done.
+
+The others begin by how many tests they have, most first, which is how long they take as a rule.
+"""
+
 
 def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # the first process, before it starts the others
@@ -65,6 +84,13 @@ def pytest_xdist_make_scheduler(config, log):
     class ByGroup(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             return group_of(nodeid)
+
+        def _assign_work_unit(self, node):
+            for file in LONGEST:
+                if f"tests/{file}" in self.workqueue:
+                    self.workqueue.move_to_end(f"tests/{file}", last=False)
+                    break
+            super()._assign_work_unit(node)
 
     return ByGroup(config, log)
 

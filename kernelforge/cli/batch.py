@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 
 from kernelforge.cli import options
-from kernelforge.cli.choice import add_choice, sampling_of
+from kernelforge.cli.choice import add_choice, settings_of
 from kernelforge.cli.loading import CPU, add_loading, loaded
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
@@ -17,9 +18,11 @@ from kernelforge.cli.prompts import Prompt, read_prompts
 from kernelforge_runtime.engine.engine import Engine
 from kernelforge_runtime.engine.prefix_cache import PrefixCache
 from kernelforge_runtime.engine.request import Request
-from kernelforge_runtime.text import load_tokenizer
+from kernelforge_runtime.text import Sampling, load_tokenizer
 
 REDRAWS_PER_S = 8
+NARROW = 40
+"""Columns of a terminal, below which a table has no room for texts: they are lines then."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,27 +55,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prompts that run at once (default: all, but 16 at most)",
     )
     options.add(parser, "prefix-cache")
-    add_choice(parser)
+    add_choice(
+        parser,
+        "makes random choices repeatable; it is every prompt's seed, whatever its place, so that "
+        "each gets what `run --seed N` gives it alone; a line of a .jsonl file may name its own",
+    )
     add_loading(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs them all; exit code 1 if one of them ended with an error."""
     output = Output(args)
-    sampling = sampling_of(args)
+    sampling = settings_of(args)
+    Sampling(**sampling)  # what cannot be is said before anything is loaded
+    if "" in args.stop:
+        raise UsageError("--stop needs a text")
     if args.file is None and not args.prompt:
         raise UsageError("give prompts: FILE, or --prompt TEXT")
     prompts = read_prompts(args.file, args.prompt)
     if not prompts:
         raise UsageError(f"{args.file} holds no prompt: every line is blank")
     slots = args.slots or min(len(prompts), 16)
-    with loaded(args, 1 if args.device == CPU else slots) as (model, _):
+    many = 1 if args.device == CPU else slots
+    with loaded(args, many, prefix_cache=args.prefix_cache) as (model, _):
         tokenizer = load_tokenizer(args.tokenizer, model.config.vocab)
         cache = PrefixCache(args.prefix_cache) if args.prefix_cache else None
         engine = Engine(model, slots, args.chunk, tokenizer, prefix_cache=cache)
         requests = [p.submit(engine, args.tokens, args.stop, sampling) for p in prompts]
         started = time.perf_counter()
-        if output.json or output.quiet or not sys.stdout.isatty():
+        narrow = shutil.get_terminal_size().columns < NARROW
+        if output.json or output.quiet or narrow or not sys.stdout.isatty():
             _plain(output, engine, requests)
         else:
             _live(engine, prompts, requests)
@@ -93,7 +105,7 @@ def _plain(output: Output, engine: Engine, requests: Sequence[Request]) -> None:
 
 
 def _live(engine: Engine, prompts: Sequence[Prompt], requests: Sequence[Request]) -> None:
-    """A table that fills while they run, and stays."""
+    """A table that fills while they run, and stays, also where they are broken off."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.live import Live
@@ -116,12 +128,14 @@ def _live(engine: Engine, prompts: Sequence[Prompt], requests: Sequence[Request]
         return made
 
     drawn = 0.0
-    with Live(table(False), console=console, auto_refresh=False, transient=True) as live:
-        for _ in engine.run():
-            if time.monotonic() - drawn > 1 / REDRAWS_PER_S:
-                drawn = time.monotonic()
-                live.update(table(False), refresh=True)
-    console.print(table(True))
+    try:
+        with Live(table(False), console=console, auto_refresh=False, transient=True) as live:
+            for _ in engine.run():
+                if time.monotonic() - drawn > 1 / REDRAWS_PER_S:
+                    drawn = time.monotonic()
+                    live.update(table(False), refresh=True)
+    finally:
+        console.print(table(True))
 
 
 def _tell(

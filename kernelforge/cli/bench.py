@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from kernelforge import __version__
 from kernelforge.cli import bench_serving, options
+from kernelforge.cli.bench_facts import device_facts, step_facts
 from kernelforge.cli.bench_fft import limits_of_others
-from kernelforge.cli.bench_operations import operation_facts
 from kernelforge.cli.bench_peers import (
     LIMITS,
     Absent,
@@ -26,6 +26,7 @@ from kernelforge.cli.bench_peers import (
     check_names,
     opened_peers,
     peer_facts,
+    without_lost,
     working_peers,
 )
 from kernelforge.cli.bench_tables import document, percent, print_csv, print_tables
@@ -203,10 +204,10 @@ def _run_reference(args: argparse.Namespace, path: Path, absent: Absent) -> list
                 adapters=args.lora,
             ) as model:
                 note = _format(model.formats.name, args.activations)
-                subjects = [Subject("numpy", model)]
-                peers = working_peers(model, note, peers, absent)
-                facts = [known, *(peer_facts(peer, known) for peer in peers)]
-                records += _measure(setting, model, [*subjects, *peers], note, facts, bar)
+                working = working_peers(model, note, peers, absent)
+                facts = [known, *(peer_facts(peer, known) for peer in working)]
+                every: list[Subject | PeerSubject] = [Subject("numpy", model), *working]
+                records += _measure(setting, model, every, note, facts, bar, absent)
     return records
 
 
@@ -235,14 +236,16 @@ def _run_device(
                 with _loaded(path, device, kernels, *how) as subjects:
                     model = subjects[0].model
                     note = _format(model.formats.name, args.activations)
-                    peers = working_peers(model, note, peers, absent)
-                    known = [_device_facts(device, s, ceilings) for s in subjects]
-                    known += [peer_facts(peer, known[0]) for peer in peers]
-                    found = _measure(setting, model, [*subjects, *peers], note, known, bar)
+                    working = working_peers(model, note, peers, absent)
+                    known = [device_facts(device, s, ceilings) for s in subjects]
+                    known += [peer_facts(peer, known[0]) for peer in working]
+                    every: list[Subject | PeerSubject] = [*subjects, *working]
+                    found = _measure(setting, model, every, note, known, bar, absent)
                     if args.trace:
                         traces += trace_tests(model, setting.tests, note)
-                measured = (None, None) if records else (ceilings, limits)
-                append_bench(folder / BENCH_FILE, found, *measured)
+                of_run = absent.record(setting.time, path.stem) if args.peer else {}
+                of_run |= {} if records else limits
+                append_bench(folder / BENCH_FILE, found, None if records else ceilings, of_run)
                 records += found
     return records, ceilings
 
@@ -318,39 +321,6 @@ def _loaded(
         ]
 
 
-def _device_facts(device: Device, subject: Subject, ceilings: Ceilings | None) -> dict[str, Any]:
-    from kernelforge.cli.model_bench import describe_kernels, touched_bytes
-    from kernelforge_runtime.models import Model
-
-    model, info = subject.model, device.info
-    assert isinstance(model, Model)
-    return {
-        "device": info.slug,
-        "device_name": info.name,
-        "device_type": info.device_type,
-        "driver": f"{info.driver_name} {info.driver_info}".strip(),
-        "bundle": subject.name,
-        "bundle_sha256": model.kernels.bundles[0].sha256,
-        "kernels": describe_kernels(model),
-        "touched_bytes": touched_bytes(model),
-        "dispatches": len(model.calls(1)),
-        "weight_bytes": model.weight_bytes,
-        "read_gbps": ceilings.read_gbps if ceilings else float("nan"),
-    }
-
-
-def _step_facts(subject: Subject | PeerSubject, test: str, tokens: int) -> dict[str, Any]:
-    """What a step of this test takes; nothing of who runs without dispatches of ours."""
-    from kernelforge_runtime.models import Model
-
-    model = getattr(subject, "model", None)
-    if not isinstance(model, Model) or isinstance(subject, PeerSubject):
-        return {}
-    count = model.dispatches(1 if test == "tg" else tokens)
-    facts = {"step_dispatches": count.total, "layer_dispatches": round(count.per_block, 3)}
-    return facts | (operation_facts(model, subject.state) if test == "tg" else {})
-
-
 def _measure(
     setting: _Run,
     model: Model | Reference,
@@ -358,6 +328,7 @@ def _measure(
     weights: str,
     known: Sequence[dict[str, Any]],
     bar: ProgressBar,
+    absent: Absent,
 ) -> list[BenchRecord]:
     """Every test on these subjects, as records; `model` is that of the first."""
     from kernelforge.cli.model_bench import measure
@@ -377,12 +348,14 @@ def _measure(
         "pair": f"{setting.time} {weights}" if len(subjects) > 1 else "",
         **{"bundle": "", "bundle_sha256": "", "kernels": "NumPy"},
     }
+    going = [*zip(subjects, known, strict=True)]
     for number, (test, tokens) in enumerate(setting.tests):
         bar.show(number, len(setting.tests), f"{weights} {test}{tokens}")
-        found = measure(subjects, test, tokens, setting.repetitions)
-        for subject, facts, samples in zip(subjects, known, found, strict=True):
+        found = measure([subject for subject, _ in going], test, tokens, setting.repetitions)
+        going, found = without_lost(going, found, f"{weights} {test}{tokens}", absent)
+        for (subject, facts), samples in zip(going, found, strict=True):
             record = BenchRecord(
-                **{**common, **facts, **_step_facts(subject, test, tokens)},
+                **{**common, **facts, **step_facts(subject, test, tokens)},
                 test=f"{test}{tokens}",
                 tok_per_s=tuple(samples.tok_per_s),
                 host_us=samples.host_median_us if test == "tg" else float("nan"),

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kernelforge.cli.output import Output
 from kernelforge.errors import PeerError
 from kernelforge.peers import ENGINES, PeerModel, RunningPeer, measure_matmul, open_peer
+from kernelforge.report.bench_journal import LEFT_OUT
 from kernelforge_runtime.errors import KernelForgeError
 from kernelforge_runtime.models import Model, Reference, recognise
 from kernelforge_runtime.weights import open_checkpoint
+
+if TYPE_CHECKING:
+    from kernelforge.cli.model_bench import Samples, Subject
 
 TORCH = "torch"
 """No engine: its matrix products are a limit to compare with."""
@@ -23,6 +28,9 @@ VKFFT = "vkfft"
 """No engine either: it transforms."""
 LIMITS = frozenset({TORCH, VKFFT})
 WARM_TOKENS = 4
+Known = tuple["Subject | PeerSubject", dict[str, Any]]
+"""A loaded model or another engine, and what records say of it."""
+_FOLDERS = re.compile(r"(?<![\w.])[~/](?:[^\s/:;,'\"]*/)+")
 _SEED = 2
 _COMPARED = 6
 """Tokens after which logits are compared."""
@@ -45,9 +53,15 @@ class Absent:
         self.reasons: dict[str, str] = {}
 
     def add(self, name: str, reason: object) -> None:
-        """Leaves a peer out."""
-        self.reasons[name] = str(reason)
+        """Leaves a peer out; for several reasons where it was tried more than once."""
+        known = self.reasons.get(name)
+        self.reasons[name] = f"{known}; {reason}" if known else str(reason)
         self.output.note(f"peer {name} is left out: {reason}")
+
+    def record(self, time: str, model: str) -> dict[str, dict[str, Any]]:
+        """For the journal, by its kind: nobody's folders are in it, as others read reports."""
+        peers = {name: _FOLDERS.sub("", reason) for name, reason in self.reasons.items()}
+        return {LEFT_OUT: {"time": time, "model": model, "peers": peers}}
 
 
 class PeerSubject:
@@ -157,10 +171,30 @@ def working_peers(
                 absent.output.note(_compared(model, weights, peer))
             peer.warm("tg", WARM_TOKENS)
         except PeerError as error:
-            absent.add(peer.engine.name, error)
+            absent.add(peer.engine.name, f"in {weights}: {error}")
         else:
             found.append(peer)
     return found
+
+
+def without_lost(
+    subjects: Sequence[Known], found: Sequence[Samples], test: str, absent: Absent
+) -> tuple[list[Known], list[Samples]]:
+    """The subjects that came through a test, and their samples; says which other one did not.
+
+    Args:
+        subjects: in the order of `found`.
+        found: samples of each.
+        test: its name.
+        absent: takes those that failed.
+    """
+    kept = []
+    for subject, samples in zip(subjects, found, strict=True):
+        if samples.failed and isinstance(subject[0], PeerSubject):
+            absent.add(subject[0].engine.name, f"in {test}: {samples.failed}")
+        else:
+            kept.append((subject, samples))
+    return [subject for subject, _ in kept], [samples for _, samples in kept]
 
 
 def _compared(model: Model | Reference, weights: str, peer: PeerSubject) -> str:

@@ -27,7 +27,7 @@ BATCH_COLUMNS = (
 )  # fmt: skip
 FIRST_COLUMNS = (
     "weights", "bundle", "from process start", "from load", "spread", "mean", "reading the file",
-    "load / read", "starts",
+    "load / read", "reading by 1 MiB", "load / that", "starts", "bundle + checks + weights + step",
 )  # fmt: skip
 LONG_COLUMNS = (
     "weights", "bundle", "test", "tok/s", "spread", "mean", "to token 10", "95 % interval",
@@ -40,7 +40,8 @@ class Row:
     """Samples of one test: what CSV and JSON have of it, where `spread` is as in the tables.
 
     Attributes:
-        test: `tg64@8`, `first-token`, `load-to-first-token`, `read-file`, `tg@10000`.
+        test: `tg64@8`, `first-token`, `load-to-first-token`, `read-file`,
+            `reread-file`, `tg@10000`.
         unit: of the samples, `tok/s` or `s`.
         facts: what else is known, by name.
     """
@@ -92,7 +93,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--first-token",
         action="store_true",
         help="also time the first token, from the start of a process and from loading, beside "
-        "reading the weight file",
+        "reading the weight file: all of it into fresh memory, as open(FILE, 'rb').read() does, "
+        "right before each start, and through one buffer of 1 MiB, which needs no memory; medians "
+        "of --reps, all from the system's cache if it fits",
     )
     parser.add_argument(
         "--long",
@@ -150,7 +153,7 @@ def _one(
     slots = max(*args.batch, 2) if args.batch else 2
     time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     known = [len(table.rows) for table in tables]
-    with open_device(args.device) as device:
+    with open_device(args.device, memory=args.memory) as device:
         folder = options.require_writable(
             options.journal_folder(args.journal, device.info.slug), "--journal"
         )
@@ -185,10 +188,12 @@ def _one(
         where = device.info.device_uuid
     if args.first_token:
         settings = {"path": str(path), "device": where, "bundle": bundle, **how}
+        settings["memory"] = args.memory
         first_token(settings)  # fills the driver's and the system's caches
         _add_first(tables[1], weights, name, [first_token(settings) for _ in range(args.reps)])
     new = [row for table, n in zip(tables, known, strict=True) for row in table.rows[n:]]
-    append_serving(folder / BENCH_FILE, time, path.stem, [row.to_json() for row in new])
+    rows = [row.to_json() for row in new]
+    append_serving(folder / BENCH_FILE, time, path.stem, rows, device.info.slug)
 
 
 def _add(table: Table, row: Row, cells: tuple[str, ...]) -> None:
@@ -197,20 +202,29 @@ def _add(table: Table, row: Row, cells: tuple[str, ...]) -> None:
 
 
 def _add_first(table: Table, weights: str, name: str, found: Sequence[FirstToken]) -> None:
-    ratio = median([f.ratio for f in found])
+    ratio, ratio_reread = (
+        median([*each]) for each in zip(*((f.ratio, f.ratio_reread) for f in found), strict=True)
+    )
+    parts = {name: median([f.parts[name] for f in found]) for name in found[0].parts}
+    summands = [parts[name] for name in ("bundle", "checks", "weights", "step")]
     for test, samples in (
         ("first-token", [f.process for f in found]),
         ("load-to-first-token", [f.load for f in found]),
         ("read-file", [f.read for f in found]),
+        ("reread-file", [f.reread for f in found]),
     ):
-        facts = {"load_to_read": ratio} if test == "load-to-first-token" else {}
+        facts: dict[str, Any] = {}
+        if test == "load-to-first-token":
+            facts = {"load_to_read": ratio, "load_to_reread": ratio_reread, "parts": parts}
         table.rows.append(Row(weights, name, test, "s", tuple(samples), 1, facts))
-    process, load, read = table.rows[-3:]
+    process, load, read, reread = table.rows[-4:]
     table.cells.append(
         (
             weights, name, f"{median(process.samples):.3f} s", f"{median(load.samples):.3f} s",
             _share(load.samples), f"{sum(load.samples) / len(load.samples):.3f} s",
-            f"{median(read.samples):.3f} s", f"{ratio:.2f}", str(len(found)),
+            f"{median(read.samples):.3f} s", f"{ratio:.2f}",
+            f"{median(reread.samples):.3f} s", f"{ratio_reread:.2f}", str(len(found)),
+            " + ".join(f"{each:.3f}" for each in summands) + " s",
         )
     )  # fmt: skip
 

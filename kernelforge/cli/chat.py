@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -52,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--load-state", metavar="FILE", help="go on from a saved state")
     options.add(parser, "prefix-cache")
-    add_choice(parser)
+    add_choice(
+        parser,
+        "makes random choices repeatable; it is the first answer's seed, and each further one's "
+        "is greater by 1, those of /regen included",
+    )
     add_loading(parser)
 
 
@@ -60,9 +65,11 @@ def run(args: argparse.Namespace) -> int:
     """Turns until /quit or the end of the input; exit code 1 if one of them failed."""
     output = Output(args)
     sampling = sampling_of(args)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a bad line fails alone
     if "" in args.stop:
         raise UsageError("--stop needs a text")
-    with loaded(args) as (model, _):
+    with loaded(args, prefix_cache=args.prefix_cache) as (model, _):
         tokenizer = load_tokenizer(args.tokenizer, model.config.vocab)
         name = args.format or usual_format(tokenizer)
         cache = PrefixCache(args.prefix_cache) if args.prefix_cache else None

@@ -1,4 +1,7 @@
-"""`report --compare`: two sets of measurements, and an exit code for scripts that watch them."""
+"""`report --compare`: two sets of measurements, and an exit code for scripts that watch them.
+
+0: nothing is slower by more than --fail-above; 1: something is; 2: they could not be compared.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
 
 RED, GREEN, PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[0m"
 OUT = "compare"
+NOT_COMPARED = 2
+LEAST_SHARE = 0.01
+"""Whoever allows less than this of slowing down may have meant a share."""
 
 
 def add_compare_options(parser: argparse.ArgumentParser) -> None:
@@ -30,19 +36,35 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         metavar=("A", "B"),
         help="say what is slower on B than on A beyond noise; each is a bundle, a folder of "
-        "journals or of a report, FOLDER@DRIVER (a journal's records of one driver), a measured "
-        "device, or REVISION[:FOLDER] of this git checkout",
+        "journals or of a report, FOLDER@DRIVER or FOLDER@DEVICE (a journal's records of one), a "
+        "measured device, or REVISION[:FOLDER] of this git checkout",
     )
     group.add_argument(
         "--fail-above",
         type=_share,
         metavar="PERCENT",
-        help="with --compare: exit with 1 if anything is slower by more than this, beyond noise",
+        help="with --compare: exit with 1 if anything is slower by more than this, beyond noise; "
+        "with 2 if the two cannot be compared",
     )
 
 
 def run_compare(args: argparse.Namespace, reports: Path) -> int:
-    """Compares, prints, writes; 1 where --fail-above says so."""
+    """Compares, prints, writes; 1 where --fail-above says so.
+
+    Whatever goes wrong ends with 2, as wrong usage does: 1 is kept for what became slower.
+    """
+    try:
+        code = _run(args, reports)
+        sys.stdout.flush()  # a full disk must not pass for something slower
+        return code
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        error.exit_code = NOT_COMPARED  # type: ignore[attr-defined]
+        raise
+
+
+def _run(args: argparse.Namespace, reports: Path) -> int:
     others = ("model", "device", "bundle", "journal")
     if extra := [name for name in others if getattr(args, name) is not None]:
         raise UsageError(f"--compare takes no {extra[0].upper()}: it names both sides itself")
@@ -68,6 +90,9 @@ def run_compare(args: argparse.Namespace, reports: Path) -> int:
     for row in (*found.slower, *found.faster):
         output.text(_coloured(row))
     output.text(str(written[0]))
+    if args.fail_above is not None and 0 < args.fail_above < LEAST_SHARE:
+        percent = f"{100 * args.fail_above:g}"
+        output.note(f"--fail-above: {percent} is {percent} per cent; five per cent are 5%")
     failures = [] if args.fail_above is None else found.failures(args.fail_above)
     output.document({"files": written, "failed": failures, **_document(found)})
     if failures:
@@ -97,7 +122,7 @@ def _counts(kernels: object, models: object) -> str:
 def _coloured(row: Row) -> str:
     text = (
         f"{row.verdict}  {row.name}  {row.first.text} -> {row.second.text}  "
-        f"{row.ratio:.3f}x ({row.low:.3f} to {row.high:.3f})"
+        f"{row.steady:.3f}x ({row.low:.3f} to {row.high:.3f})"
     )
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
@@ -111,6 +136,7 @@ def _document(found: Comparison) -> dict[str, object]:
                 "kind": row.kind,
                 "name": row.name,
                 "ratio": row.ratio,
+                "steady": row.steady,
                 "low": row.low,
                 "high": row.high,
                 "verdict": row.verdict,

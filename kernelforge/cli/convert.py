@@ -10,7 +10,9 @@ from kernelforge.cli import options
 from kernelforge.cli.output import Output
 from kernelforge.convert import convert_checkpoint
 from kernelforge_runtime.dtypes import DTYPES
+from kernelforge_runtime.weight_formats import FORMATS_KEY
 from kernelforge_runtime.weights import open_checkpoint
+from kernelforge_runtime.weights.adapters import open_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=("q8", "nf4"),
         help="quantise the matrices that multiply (8.5 or 4.5 bits per weight); embeddings, "
-        "low-rank factors and vectors are written as --dtype says",
+        "low-rank factors and vectors are written as --dtype says; with --quant: of all parts that "
+        "it does not name",
+    )
+    options.add(
+        parser,
+        "quant",
+        help="write parts of the model in formats, as run --quant keeps them, e.g. "
+        "0-11:q8,12-23:nf4,head:f16,emb:f16; the file then loads so by itself. What is not named "
+        "stays as it is, or as --dtype says",
     )
     options.add(parser, "lora")
     parser.add_argument(
@@ -60,21 +70,30 @@ def run(args: argparse.Namespace) -> int:
     notes = {"rosa_bits": args.rosa_bits, "group_norm_eps": args.group_norm_eps}
     given = {name: text for name, text in notes.items() if text is not None}
     matrices: tuple[str, ...] = ()
-    if args.weights:
+    asked: dict[str, str] | None = None
+    if args.quant:
+        from kernelforge.cli.convert_formats import asked_formats
+
+        with open_model(args.source, args.lora) as checkpoint:
+            texts = (args.weights, args.quant)
+            asked, formats = asked_formats(checkpoint, texts, stays=args.dtype is None)
+        given[FORMATS_KEY] = formats
+    elif args.weights:
         from kernelforge_runtime.models.survey import Survey
 
         with open_checkpoint(args.source) as checkpoint:
             matrices = Survey(checkpoint).quantisable(DTYPES[args.weights])
+    weights = None if args.quant else args.weights
     made = convert_checkpoint(
-        args.source, args.destination, args.dtype, given, args.weights, matrices, args.lora
+        args.source, args.destination, args.dtype, given, weights, matrices, args.lora, asked
     )
     seconds = time.perf_counter() - started
-    formats = [form for form in (args.weights, args.dtype) if form]
+    rounded = [form for form in (args.weights, args.quant, args.dtype) if form]
     output.text(
         f"{made.path}: {made.tensors} tensors, {made.nbytes / 1e6:.1f} MB, "
         + (f"{made.merged} merged with adapters, " if args.lora else "")
-        + (f"{made.cast} rounded to {' and '.join(formats)}, " if formats else "")
-        + "".join(f"{name}={text}, " for name, text in given.items())
+        + (f"{made.cast} rounded to {' and '.join(rounded)}, " if rounded else "")
+        + "".join(f"{name}={text}, " for name, text in given.items() if name in notes)
         + f"{seconds:.1f} s"
     )
     output.document({**asdict(made), "metadata": given, "seconds": seconds})

@@ -26,6 +26,9 @@ EXACTNESS = {
     BundleMatch.GENERIC: "generic",
 }
 
+RENDERED = 8
+"""Kernels of each family with an edited template that are looked at: a list of devices is quick."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """This verb has no options of its own."""
@@ -75,12 +78,18 @@ def _bundle(info: DeviceInfo) -> dict[str, Any]:
 
 
 def _stale(folder: Path) -> str:
-    """Whether families have been declared otherwise since; templates are `inspect`'s to read."""
+    """What has become of it since it was made, on one line; `inspect` looks at every kernel."""
     try:
-        known = age(open_bundle(folder), templates=False)
+        bundle = open_bundle(folder)
+        known = age(bundle, most=RENDERED) or age(bundle, templates=False)
     except KernelForgeError as error:
         return str(error)
-    return known.line() if known is not None else ""
+    if known is None or known.stale or not known.edited:
+        return known.line() if known is not None else ""
+    return (
+        f"templates were edited since: {', '.join(known.edited)}; kernelforge inspect {folder} "
+        "says whether that reached a kernel"
+    )
 
 
 def _row(index: int, info: DeviceInfo, bundle: dict[str, Any]) -> list[str]:

@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kernelforge.cli import options
 from kernelforge.cli.evaluation.formats import HEADS, ROUNDED, documents, rows, score_formats
 from kernelforge.cli.evaluation.scoring import Result, evaluate, marks
@@ -292,14 +294,15 @@ def _loader(
             raise UsageError("--memory is of a Vulkan device: --device cpu runs in NumPy")
         if args.bundle:
             raise UsageError("--device cpu runs in NumPy: it has no --bundle")
-        yield lambda weights: load_reference(
-            args.model,
-            weights=weights,
-            activations=args.activations,
-            threads=args.threads,
-            quant=args.quant,
-            adapters=args.lora,
-        )
+        with np.errstate(over="ignore", invalid="ignore"):  # who reads the logits tells
+            yield lambda weights: load_reference(
+                args.model,
+                weights=weights,
+                activations=args.activations,
+                threads=args.threads,
+                quant=args.quant,
+                adapters=args.lora,
+            )
         return
     if args.threads:
         raise UsageError("--threads is of --device cpu")

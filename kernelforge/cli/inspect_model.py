@@ -8,7 +8,7 @@ from pathlib import Path
 from kernelforge.cli.output import Output
 from kernelforge.cli.state_size import bytes_per_token, state_bytes
 from kernelforge_runtime.models import ModelConfig, recognise
-from kernelforge_runtime.models.formats import WEIGHT_FORMATS
+from kernelforge_runtime.models.formats import WEIGHT_FORMATS, own_formats
 from kernelforge_runtime.models.survey import Survey
 from kernelforge_runtime.models.tuned_state import read_tuned_state
 from kernelforge_runtime.weights import open_checkpoint
@@ -25,12 +25,15 @@ def show_model(path: Path, args: argparse.Namespace, output: Output) -> None:
             check_finite(checkpoint)
         survey = Survey(checkpoint)
         memory = {name: survey.nbytes(d) for name, d in WEIGHT_FORMATS.items()}
+        formats = own_formats(checkpoint, config).text or config.dtype
         digest = model_hash(checkpoint)
         kind, tensors, metadata = checkpoint.kind, len(checkpoint), checkpoint.metadata
     lora = " ".join(f"{name}={rank}" for name, rank in config.lora.items())
     lines = [
         ("file", f"{path}, {kind}, {tensors} tensors, {path.stat().st_size / 1e6:.1f} MB"),
         ("hash", f"{digest}, which its states carry"),
+        *([("origin", f"{digest.origin}, what it was converted from")] if digest.origin else []),
+        ("architecture", digest.architecture),
         ("version", config.version),
         ("layers L", config.layers),
         ("width C", config.width),
@@ -39,7 +42,7 @@ def show_model(path: Path, args: argparse.Namespace, output: Output) -> None:
         ("ffn F", config.ffn or "none"),
         ("LoRA ranks", lora or "none"),
         ("ROSA symbols", f"{config.rosa_bits} bit" if config.rosa_bits else "none"),
-        ("matrices", config.dtype),
+        ("matrices", formats),
         ("parameters", f"{config.parameters:,}"),
         *((f"as {name}", f"{size / 1e6:.1f} MB") for name, size in memory.items()),
         ("state", _state(config)),
@@ -56,6 +59,8 @@ def show_model(path: Path, args: argparse.Namespace, output: Output) -> None:
             "kind": kind,
             "tensors": tensors,
             "hash": digest,
+            "architecture": digest.architecture,
+            "converted_from": digest.origin,
             "file_bytes": path.stat().st_size,
             **sizes,
             "metadata": metadata,

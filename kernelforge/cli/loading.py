@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from kernelforge.cli import options
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
@@ -38,13 +40,15 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def loaded(
-    args: argparse.Namespace, slots: int = 1
+    args: argparse.Namespace, slots: int = 1, hooks: bool = False, prefix_cache: int = 0
 ) -> Iterator[tuple[Model | Reference, KernelSet | None]]:
     """The model, and the kernels that it runs with.
 
     Args:
         args: of a parser with `add_loading`.
         slots: sequences that a step can advance.
+        hooks: whether steps will be looked at.
+        prefix_cache: bytes that a prefix cache is to have on the host.
     """
     int8_dot = options.int8_dot(args)
     if args.device == CPU:
@@ -54,14 +58,17 @@ def loaded(
             raise UsageError("--device cpu runs in NumPy: it has no --int8-dot")
         if args.bundle or getattr(args, "trace", False):
             raise UsageError("--device cpu runs in NumPy: it has no --bundle and no --trace")
-        with load_reference(
-            args.model,
-            weights=args.weights,
-            activations=args.activations,
-            threads=args.threads,
-            quant=args.quant,
-            adapters=args.lora,
-        ) as reference:
+        with (
+            np.errstate(over="ignore", invalid="ignore"),  # who reads the logits tells
+            load_reference(
+                args.model,
+                weights=args.weights,
+                activations=args.activations,
+                threads=args.threads,
+                quant=args.quant,
+                adapters=args.lora,
+            ) as reference,
+        ):
             yield reference, None
         return
     if args.threads:
@@ -85,6 +92,8 @@ def loaded(
                 quant=args.quant,
                 adapters=args.lora,
                 chunk=args.chunk,
+                hooks=hooks,
+                prefix_cache=prefix_cache,
             )
         with model:
             if model.int8 is not None and model.int8.products:  # else its log has said so

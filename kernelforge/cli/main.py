@@ -19,9 +19,11 @@ from types import ModuleType
 from kernelforge import __version__
 from kernelforge.cli import options
 from kernelforge.cli.options import UsageError
+from kernelforge.cli.stopping import exit_code
 
-FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
-"""Exit codes; the last two are 128 + signal, as shells count."""
+FAILED, USAGE, PIPE_CLOSED = 1, 2, 141
+"""Exit codes; the last is 128 + signal, as shells count. An exception may have an `exit_code`
+of its own, where a verb's 1 says something else: see `report --compare`."""
 EXTRAS = {
     "jinja2": "tune",
     "optuna": "tune",
@@ -40,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of this process where None.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_missing_streams()
     _survive_odd_text()
     verb = next((a for a in arguments if not a.startswith("-")), "")
     name = f"kernelforge {verb}".strip()
@@ -51,8 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = ended.code if isinstance(ended.code, int) else USAGE
         sys.stdout.flush()  # a full disk must not go unseen
         return code
-    except KeyboardInterrupt:
-        return _fail(name, "interrupted", INTERRUPTED, verbose=False)
+    except KeyboardInterrupt as stopped:
+        _show_cursor()
+        return _fail(name, "interrupted", exit_code(stopped), verbose=False)
     except BrokenPipeError:
         # Who reads us has gone; Python would complain once more while it shuts down.
         _discard_stdout()
@@ -62,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, OSError):
             _discard_stdout()  # it may be stdout that is full
-        return _fail(name, explain(error), FAILED, verbose)
+        return _fail(name, explain(error), getattr(error, "exit_code", FAILED), verbose)
 
 
 def explain(error: Exception) -> str:
@@ -122,6 +126,7 @@ def _dispatch(arguments: list[str], verb: str) -> int:
         raise UsageError(f"no such verb; {near} (kernelforge --help)")
     parser, module = parser_of(verb)
     args = parser.parse_intermixed_args(arguments[1:])
+    options.refuse_empty(parser, args)
     _log_to_stderr(args)
     code = module.run(args)
     return int(code or 0)
@@ -170,12 +175,32 @@ def _log_to_stderr(args: argparse.Namespace) -> None:
         log.setLevel(level)
 
 
+def _open_missing_streams() -> None:
+    """What was closed before we started (`>&-`) reads and writes nothing.
+
+    Else notes meant for a closed stderr go to stdout, where Python prints what has no file, and
+    the next file opened takes the closed one's number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
 def _survive_odd_text() -> None:
     """Text that the terminal cannot show is escaped rather than an error."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+
+
+def _show_cursor() -> None:
+    """A live display that was interrupted while it started has hidden it."""
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None and not stream.closed and stream.isatty():
+            stream.write("\x1b[?25h")
+            stream.flush()
+            return
 
 
 def _discard_stdout() -> None:

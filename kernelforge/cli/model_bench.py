@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
+from kernelforge.errors import PeerError
 from kernelforge.measure import statistics
 from kernelforge_runtime.bundle import Match
 from kernelforge_runtime.models import Model, Reference
@@ -26,10 +28,12 @@ class Samples:
     Attributes:
         tok_per_s: tokens per second of wall time.
         host_us: wall time per token that was not spent waiting for the device.
+        failed: why another engine gave no more; empty where it did.
     """
 
     tok_per_s: list[float] = field(default_factory=list)
     host_us: list[float] = field(default_factory=list)
+    failed: str = ""
 
     @property
     def host_median_us(self) -> float:
@@ -109,18 +113,35 @@ def measure(subjects: Sequence[Runs], test: str, tokens: int, repetitions: int) 
         test: "pp" or "tg".
         tokens: of a prompt, or to generate.
         repetitions: of each subject, after one run that does not count.
+
+    Returns:
+        Of each subject; of another engine that failed, what it gave until then, and why.
     """
-    for subject in subjects:
-        subject.warm(test, tokens)
     found = [Samples() for _ in subjects]
+    turns = [(subject, samples) for subject, samples in zip(subjects, found, strict=True)]
+    for subject, samples in turns:
+        with _given_up(samples):
+            subject.warm(test, tokens)
     for _ in range(repetitions):
-        for subject, samples in zip(subjects, found, strict=True):
-            run = subject.prefill if test == "pp" else subject.decode
-            speed, host_us = run(tokens)
-            samples.tok_per_s.append(speed)
-            if isinstance(subject.model, Model):
-                samples.host_us.append(host_us)
+        for subject, samples in turns:
+            if samples.failed:
+                continue
+            with _given_up(samples):
+                run = subject.prefill if test == "pp" else subject.decode
+                speed, host_us = run(tokens)
+                samples.tok_per_s.append(speed)
+                if isinstance(subject.model, Model):
+                    samples.host_us.append(host_us)
     return found
+
+
+@contextlib.contextmanager
+def _given_up(samples: Samples) -> Iterator[None]:
+    """Another engine that fails in the middle must not cost what the rest has measured."""
+    try:
+        yield
+    except PeerError as error:
+        samples.failed = str(error)
 
 
 def touched_bytes(model: Model) -> int:

@@ -177,8 +177,19 @@ SHARED: dict[str, dict[str, Any]] = {
     },
     "out": {"metavar": "FOLDER", "help": "folder to write to"},
     "seed": {"metavar": "N", "type": count, "help": "makes random choices repeatable"},
-    "trials": {"metavar": "N", "type": positive, "help": "variants to try per problem, at most"},
-    "seconds": {"metavar": "S", "type": _seconds, "help": "time to spend in all, at most"},
+    "trials": {
+        "metavar": "N",
+        "type": positive,
+        "help": "variants to try per problem, at most: in all layouts, sessions and workers "
+        "together. Finals of the fastest, and winners timed on each other's problems, come on top. "
+        "Without --seconds it lifts the profile's time limit",
+    },
+    "seconds": {
+        "metavar": "S",
+        "type": _seconds,
+        "help": "time for all problems together, about: each gets its default and finals, however "
+        "little is left",
+    },
     "journal": {
         "metavar": "FOLDER",
         "help": "where measurements are kept (default: the user's data folder, by device)",
@@ -204,8 +215,26 @@ def add_common(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(f"--{name}", **details)
 
 
+PLACES = frozenset({"BUNDLE", "DEVICE", "DST", "FILE", "FOLDER", "MODEL", "NAME", "PYTHON", "SRC",
+                    "TARGET", "TYPE", "URL"})  # fmt: skip
+"""Metavars of what has a name, and an empty one is a slip: an unset variable of a script."""
+
+
+def refuse_empty(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Stops before an empty name is taken for the current folder, or for nothing asked at all.
+
+    Raises:
+        UsageError: one was given.
+    """
+    for action in parser._actions:
+        value = getattr(args, action.dest, None)
+        if action.metavar in PLACES and "" in (value if isinstance(value, list) else [value]):
+            what = max(action.option_strings, key=len, default=action.metavar)
+            raise UsageError(f"{what}: is empty; leave it out, or name one")
+
+
 LOADED_WEIGHTS = (
-    "how weights are kept: f32, bf16, f16, q8 or nf4 (default: a quantised file's own; else f16, "
+    "how weights are kept: f32, bf16, f16, q8 or nf4 (default: a converted file's own; else f16, "
     "on the cpu and with ROSA f32)"
 )
 """Help of `--weights` where the model says what is usual."""

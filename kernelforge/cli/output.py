@@ -6,12 +6,15 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 RIGHT = frozenset("0123456789-")
 """A column is set flush right where every cell starts with one of these (or is empty)."""
+FOLDED = 5
+"""Columns of a terminal, into less of which no cell is folded."""
 
 
 class Output:
@@ -36,7 +39,7 @@ class Output:
         if self.json:
             return
         cells = [[str(cell) for cell in row] for row in rows]
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and _has_room([list(headers), *cells]):
             _rich_table(headers, cells)
         else:
             print("\n".join(aligned([headers, *cells])))
@@ -84,6 +87,16 @@ def aligned(rows: Sequence[Sequence[str]], gap: str = "  ") -> list[str]:
 def _is_number(rows: Sequence[Sequence[str]], column: int) -> bool:
     cells = [row[column] for row in rows[1:]]
     return bool(cells) and all(not c or c[0] in RIGHT for c in cells)
+
+
+def _has_room(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a terminal can show a table whole when its widest cells are folded.
+
+    In less room columns would be folded into nothing.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    least = sum(min(width, FOLDED) for width in widths) + 2 * len(widths)
+    return least <= shutil.get_terminal_size().columns
 
 
 def _rich_table(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> None:

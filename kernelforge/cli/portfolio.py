@@ -1,10 +1,11 @@
-"""Makes the portfolio that every search begins with, from the winners of tuned bundles."""
+"""Makes the portfolio, which searches try a few of, from the winners of tuned bundles."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 
 
@@ -37,7 +38,13 @@ def run(args: argparse.Namespace) -> int:
         where = ", ".join(map(str, bundles)) or folder
         raise TuneError(f"no winner in {where}: name bundles that `kernelforge tune` made")
     path = Path(args.out) if args.out else Path(portfolio.__file__).with_name(portfolio.SHIPPED)
-    portfolio.write_portfolio(known, path)
+    if path.is_dir():
+        raise UsageError(f"--out {path}: is a folder; name a file in it")
+    try:
+        portfolio.write_portfolio(known, path)
+    except OSError as error:
+        why = error.strerror or error
+        raise TuneError(f"{path}: cannot be written: {why}; name another file by --out") from error
     devices = sorted({k.device for k in known})
     families = sorted({k.family for k in known})
     output.text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -37,8 +38,13 @@ class ProgressBar:
                 transient=True,
                 redirect_stdout=False,  # stdout may be a pipe: it holds the results
             )
-            self._live.start()
-            self._task = self._live.add_task(self._what, total=self._total)
+            try:
+                self._live.start()
+                self._task = self._live.add_task(self._what, total=self._total)
+            except BaseException:  # an interrupt must not leave the cursor hidden
+                with suppress(Exception):  # what has half started may not be able to stop
+                    self._live.stop()
+                raise
         return self
 
     def __exit__(

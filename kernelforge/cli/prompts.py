@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,17 @@ class Prompt:
     text: str | list[int]
     asks: dict[str, Any]
 
-    def submit(self, engine: Engine, tokens: int, stop: list[str], sampling: Sampling) -> Request:
+    def submit(
+        self, engine: Engine, tokens: int, stop: list[str], sampling: Mapping[str, Any]
+    ) -> Request:
         """Hands it to the engine with these settings, but for what it asks for itself.
+
+        Args:
+            engine: to serve it.
+            tokens: at most.
+            stop: strings that end its text.
+            sampling: settings by name. Not a Sampling: penalties that nobody names are none where
+                the line's own temperature is 0.
 
         Raises:
             ModelError: it cannot be served.
@@ -37,7 +46,7 @@ class Prompt:
             return engine.submit(
                 self.text,
                 self.asks.get("tokens", tokens),
-                replace(sampling, **own),
+                Sampling(**{**sampling, **own}),
                 stop=self.asks.get("stop", stop),
             )
         except KernelForgeError as error:
@@ -83,7 +92,7 @@ def _text_line(where: str, line: str) -> Prompt:
 def _json_line(where: str, line: str) -> Prompt:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{where}: not JSON: {error}") from None
     if isinstance(value, str):
         return Prompt(where, value, {})

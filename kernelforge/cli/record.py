@@ -14,6 +14,7 @@ from kernelforge.cli import options
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.cli.progress import ProgressBar
+from kernelforge.cli.stopping import exit_code
 
 if TYPE_CHECKING:
     from kernelforge.measure.bench import Effort
@@ -61,7 +62,9 @@ def record(args: argparse.Namespace, output: Output) -> int:
     path = Path(args.record)
     if not path.name.endswith((".json", ".json.gz")):
         raise UsageError(f"--record {path}: T4 results are written; name it .json or .json.gz")
-    from kernelforge.compile import compile_many, find_compiler
+    if path.is_dir():
+        raise UsageError(f"--record {path}: that is a folder; name a file")
+    from kernelforge.compile import compile_many, working_compiler
     from kernelforge.errors import CompileError
     from kernelforge.families import get_family
     from kernelforge.tune.journal import Journal, read_journal
@@ -70,7 +73,7 @@ def record(args: argparse.Namespace, output: Output) -> int:
     from kernelforge_runtime.vk import open_device
 
     options.require_writable(path.parent, "--record")
-    find_compiler()
+    working_compiler()
     family = get_family(args.family)
     precision = family.precision(args.precision)
     with open_device(args.device) as device:
@@ -103,13 +106,13 @@ def record(args: argparse.Namespace, output: Output) -> int:
                     recording.warm_up(bench, _Follow(bar, total, lambda: recording.warmed))
                 else:
                     recording.run(bench, _Follow(bar, total, lambda: len(recording)))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             print(
                 f"kernelforge tune: interrupted; {len(recording)} of {total} are timed and kept in "
                 f"{kept}; the same command goes on",
                 file=sys.stderr,
             )
-            return 130
+            return exit_code(stopped)
     if args.warm_up:
         output.text(f"{recording.warmed} of {total} have run once; now without --warm-up")
         output.document({"configurations": total, "warmed": recording.warmed})

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from kernelforge.cli import options
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.cli.progress import ProgressBar
@@ -70,19 +71,27 @@ def score_spaces(args: argparse.Namespace, output: Output) -> int:
     from kernelforge.cli.searchers import WITH, Searchers
     from kernelforge.report.searches import HEADERS, SUMMARY, row, summary_rows, write_scores
     from kernelforge.tune.acquisition import Strategy
+    from kernelforge.tune.experience import experience_of
     from kernelforge.tune.finished_runs import FinishedRuns
-    from kernelforge.tune.portfolio import members_of_space
-    from kernelforge.tune.recorded import read_space, write_t4
+    from kernelforge.tune.recorded import write_t4
+    from kernelforge.tune.recorded_forms import read_space
     from kernelforge.tune.replay import MARKS, summarise
 
     known = get_args(Strategy)
     strategies = tuple(dict.fromkeys(args.strategy.split(",")))
     if unknown := [name for name in strategies if name not in known]:
         raise UsageError(f"--strategy {unknown[0]}: there are {', '.join(known)}")
+    if args.warm_start:
+        raise UsageError(
+            "--warm-start is for tuning a device; with --replay, --portfolio begins each search "
+            "with what the other spaces know"
+        )
     if args.seeds < 1:
         raise UsageError(f"--seeds {args.seeds}: at least one search is needed")
     if args.export_t4 and len(args.replay) > 1:
         raise UsageError("--export-t4 writes one space; name one with --replay")
+    if args.scores:  # before hours of searching
+        options.require_writable(args.scores, "--scores")
     names = (*strategies, *Searchers.named(args.against))
     runs = FinishedRuns(Path(args.runs) if args.runs else None)
     found: list[Scored] = []
@@ -92,13 +101,13 @@ def score_spaces(args: argparse.Namespace, output: Output) -> int:
             if args.export_t4:
                 write_t4(space, Path(args.export_t4))
                 output.note(f"{args.export_t4}: {len(space.configs)} configurations as T4 results")
-            members, ways = [], names
+            experience, ways = None, names
             if args.portfolio:
-                members = members_of_space(space, [s for s in spaces if s is not space])
-                ways = (*names, *(name + WITH for name in strategies if members))
-                if not members:
+                experience = experience_of(space, [s for s in spaces if s is not space])
+                ways = (*names, *(name + WITH for name in strategies if experience))
+                if experience is None:
                     output.note(f"{space.name}: no other space has its parameters: no portfolio")
-            with Searchers(space, runs, args.peer_python, output.note, members) as searchers:
+            with Searchers(space, runs, args.peer_python, output.note, experience) as searchers:
                 for name in ways:
                     finished = []
                     for seed in range(args.seeds):

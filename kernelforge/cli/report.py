@@ -10,6 +10,8 @@ measurements against each other.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,13 +76,11 @@ def run(args: argparse.Namespace) -> int:
     output = Output(args)
     sources = _sources(args)
     # Here, so that --help needs none of the packages that reports need.
-    from kernelforge.report import write_report
     from kernelforge.report.index import write_index
-    from kernelforge.report.kept import keep
 
     model = Path(args.model) if args.model else None
-    frames = [_gather(source, _name(model)) for source in sources]
-    if model is not None and not any(frame.models for frame in frames):
+    found, refused = _gather_all(sources, _name(model), output)
+    if model is not None and not any(frame.models for _, frame in found):
         if not model.exists():
             raise ReportError(
                 f"{args.model}: no bench of a model of this name, and no such file; "
@@ -90,19 +90,56 @@ def run(args: argparse.Namespace) -> int:
             f"no bench of {model.name}: only kernels are reported; "
             f"measure it: kernelforge bench {model} --compare-bundle generic"
         )
-    written = []
-    for source, frame in zip(sources, frames, strict=True):
-        out = _out(args, frame, len(frames))
-        paths = write_report(frame, out)
-        output.text(str(paths[0]))
-        if args.out is None and not source.kept:
-            paths += keep(source.folder, out)
-        written.append({"device": frame.slug, "files": paths, **_counts(frame)})
+    written = [_write(args, source, frame, len(sources), output) for source, frame in found]
     index = write_index(REPORTS) if args.out is None else None
     if index is not None:
         output.text(str(index))
-    output.document({"reports": written, "index": index})
-    return 0
+    output.document({"reports": written, "index": index, "refused": refused})
+    for slug, why in refused.items():
+        print(f"kernelforge report: {slug}: {why}", file=sys.stderr)
+    return 1 if refused else 0
+
+
+def _gather_all(
+    sources: Sequence[_Source], model: str | None, output: Output
+) -> tuple[list[tuple[_Source, Frame]], dict[str, str]]:
+    """What there is of each device, and why not of the others: one must not spoil the rest.
+
+    Raises:
+        KernelForgeError: there is nothing of any.
+    """
+    from kernelforge.report.frame import NothingToReport
+    from kernelforge_runtime.errors import KernelForgeError
+
+    found: list[tuple[_Source, Frame]] = []
+    refused: dict[str, KernelForgeError] = {}
+    empty: dict[str, KernelForgeError] = {}
+    for source in sources:
+        try:
+            found.append((source, _gather(source, model)))
+        except NothingToReport as error:
+            empty[source.slug] = error
+        except KernelForgeError as error:
+            refused[source.slug] = error
+    if not found:
+        raise next(iter((refused or empty).values()))
+    for slug, why in empty.items():
+        output.note(f"{slug} is left out: {why}")
+    return found, {slug: " ".join(str(why).split()) for slug, why in refused.items()}
+
+
+def _write(
+    args: argparse.Namespace, source: _Source, frame: Frame, count: int, output: Output
+) -> dict[str, object]:
+    from kernelforge.report import write_report
+    from kernelforge.report.kept import keep
+
+    out = _out(args, frame, count)
+    paths = write_report(frame, out)
+    output.text(str(paths[0]))
+    if args.out is None and not source.kept:
+        paths += keep(source.folder, out)
+    return {"device": frame.slug, "files": paths, **_counts(frame)}
 
 
 def _gather(source: _Source, model: str | None) -> Frame:
@@ -139,7 +176,7 @@ def _sources(args: argparse.Namespace) -> list[_Source]:
         ReportError: none was measured, or none of this name.
     """
     if args.journal is not None or args.bundle is not None:
-        return [_named(args)]
+        return _named(args)
     root = options.journal_folder(None, "")
     measured = _measured(root)
     kept = [slug for slug in _kept() if slug not in measured]
@@ -159,29 +196,53 @@ def _sources(args: argparse.Namespace) -> list[_Source]:
     ]
 
 
-def _named(args: argparse.Namespace) -> _Source:
-    """The device of a journal folder or a bundle that was named."""
+def _named(args: argparse.Namespace) -> list[_Source]:
+    """The device of a bundle, or the devices of a journal folder, that were named."""
     from kernelforge_runtime.bundle import read_manifest
 
     bundle = Path(args.bundle) if args.bundle is not None else None
     if bundle is not None:
-        slug = read_manifest(bundle).device.slug
+        slugs = [read_manifest(bundle).device.slug]
     else:
-        slug = args.device or _slug_in(Path(args.journal))
-    return _Source(slug, options.journal_folder(args.journal, slug), bundle or _bundle_of(slug))
+        slugs = _slugs_in(Path(args.journal), args.device)
+    return [
+        _Source(slug, options.journal_folder(args.journal, slug), bundle or _bundle_of(slug))
+        for slug in slugs
+    ]
 
 
-def _slug_in(folder: Path) -> str:
-    """The device that the last record of a journal folder names."""
+def _slugs_in(folder: Path, device: str | None) -> list[str]:
+    """The devices that the records of a journal folder name; of several, those that are meant.
+
+    Raises:
+        ReportError: there are no records, or none of this device.
+    """
     from kernelforge.report.bench_journal import BENCH_FILE, read_bench
-    from kernelforge.report.frame import nothing
+    from kernelforge.report.frame import devices_of, nothing
     from kernelforge.tune.journal import read_journal
+    from kernelforge_runtime.bundle.fingerprint import SLUG
 
-    kernels = read_journal(folder / options.JOURNAL_FILE)
-    benches = [] if kernels else read_bench(folder / BENCH_FILE)[0]
-    if not kernels and not benches:
-        raise ReportError(nothing(folder))
-    return kernels[-1].device if kernels else benches[-1].device
+    measurements = read_journal(folder / options.JOURNAL_FILE)
+    benches, _ = read_bench(folder / BENCH_FILE)
+    found = devices_of(measurements, benches)
+    if device is not None:
+        near = [slug for slug in found if device.lower() in slug] if device not in found else []
+        if len(found) > 1 and device not in found and len(near) != 1:
+            raise ReportError(
+                f"--device {device}: the records of {folder} are of {', '.join(found)}"
+            )
+        found = near if len(near) == 1 else [device]
+    if not found:  # benches of batches alone, or weight formats, name none
+        found = [folder.resolve().name]
+        if not SLUG.fullmatch(found[0]):
+            raise ReportError(nothing(folder))
+    for slug in found:
+        if not SLUG.fullmatch(slug):  # it names a folder to write to
+            raise ReportError(
+                f"{folder}: records of a device {slug[:40]!r}, which is no device's short name, "
+                "such as llvmpipe; pick one with --device"
+            )
+    return found
 
 
 def _measured(root: Path) -> list[str]:

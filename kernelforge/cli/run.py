@@ -40,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=100,
         help="tokens to generate, at most (default: 100)",
     )
-    add_choice(parser)
+    add_choice(
+        parser,
+        "makes random choices repeatable; `batch` says the same with it, and so does `chat`, in "
+        "its first answer to the same prompt",
+    )
     add_loading(parser)
     parser.add_argument("--load-state", metavar="FILE", help="go on from a saved state")
     parser.add_argument("--save-state", metavar="FILE", help="save the state after the last token")
@@ -60,8 +64,12 @@ def run(args: argparse.Namespace) -> int:
     check_trace(args)
     prompt = _prompt(args)
     sampling = sampling_of(args)
+    if args.save_state and not Path(args.save_state).absolute().parent.is_dir():
+        raise ModelError(  # before a long text is made
+            f"--save-state {args.save_state}: there is no such folder: make it, or use another path"
+        )
     started = time.perf_counter()
-    with loaded(args) as (model, kernels):
+    with loaded(args, hooks=args.check) as (model, kernels):
         load_s = time.perf_counter() - started
         located = kernels.located if kernels is not None else None
         if located is not None and located.match is BundleMatch.EXACT and args.stats:
@@ -123,7 +131,7 @@ def _prompt(args: argparse.Namespace) -> str | list[int]:
             return [int(part) for part in args.prompt_ids.split(",")]
         except ValueError:
             raise UsageError(
-                f"--prompt-ids {args.prompt_ids!r}: expected whole numbers like 510,3158"
+                f"--prompt-ids {args.prompt_ids[:40]!r}: expected whole numbers like 510,3158"
             ) from None
     if args.prompt_file is None:
         return str(args.prompt)

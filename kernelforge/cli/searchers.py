@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import cast, get_args
 
@@ -18,6 +17,7 @@ from kernelforge.errors import PeerError
 from kernelforge.peers.searches import KERNEL_TUNER, PeerSearches, kernel_tuner_searches
 from kernelforge.tune import plain_optuna
 from kernelforge.tune.acquisition import Strategy
+from kernelforge.tune.experience import Experience
 from kernelforge.tune.finished_runs import SEEDING, FinishedRun, FinishedRuns, own_searcher
 from kernelforge.tune.recorded import RecordedSpace
 from kernelforge.tune.replay import replay
@@ -39,7 +39,7 @@ class Searchers:
         runs: what was run before; every new search is added.
         python: the interpreter that has the other tuners.
         say: told, once, why another tuner is left out.
-        members: numbers of the configurations that a strategy `WITH` a portfolio begins with.
+        experience: what a strategy `WITH` a portfolio begins with; None if that is never asked.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class Searchers:
         runs: FinishedRuns,
         python: str | None,
         say: Callable[[str], None],
-        members: Sequence[int] = (),
+        experience: Experience | None = None,
     ) -> None:
         self._space, self._runs, self._python, self._say = space, runs, python, say
         self._stack = contextlib.ExitStack()
         self._peer: PeerSearches | None = None
         self._left_out = False
-        self._ours, self._members = own_searcher(), tuple(members)
+        self._ours, self._experience = own_searcher(), experience
 
     @staticmethod
     def named(text: str) -> tuple[str, ...]:
@@ -110,10 +110,10 @@ class Searchers:
                 space, suggest, most, seed
             )
         strategy = cast(Strategy, name.removesuffix(WITH))
-        if name.endswith(WITH):
-            which = hashlib.sha256(str(self._members).encode()).hexdigest()[:8]
-            ours = f"{own_searcher(SEEDING)} from {which}"
-            return ours, lambda most, seed: replay(space, strategy, most, seed, self._members)
+        experience = self._experience
+        if name.endswith(WITH) and experience is not None:
+            ours = f"{own_searcher(SEEDING)} from {experience.digest}"
+            return ours, lambda most, seed: replay(space, strategy, most, seed, experience)
         return self._ours, lambda most, seed: replay(space, strategy, most, seed)
 
     @staticmethod

@@ -14,6 +14,7 @@ from kernelforge.cli import options, pareto, record, replay, untuned
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.cli.progress import ProgressBar
+from kernelforge.cli.stopping import exit_code, stoppable
 
 if TYPE_CHECKING:
     from kernelforge.cli.tuning import Tuning
@@ -46,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(1, 256),
         help="tokens per step of the model whose problems are tuned; 1 is decode (default: 1,256)",
     )
+    what.add_argument(
+        "--slots",
+        metavar="B,..",
+        type=_steps,
+        default=(),
+        help="also the problems of decoding with so many sequences at once (default: none)",
+    )
     options.add(what, "family")
     options.add(what, "precision", help="element type of the weights (default: all of the family)")
     options.add(what, "problem", help="e.g. M=4096,K=4096,S=1 (default: usual ones of the family)")
@@ -54,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile",
         choices=("quick", "full"),
         default="quick",
-        help="quick: 40 trials per problem, 5 minutes in all; full: 150, 30 minutes "
-        "(default: quick)",
+        help="quick: 40 trials per problem, finals of 3 besides the default, 5 minutes in all; "
+        "full: 150, finals of 5, 30 minutes (default: quick)",
     )
     options.add(effort, "trials", "seconds", "seed")
     effort.add_argument(
@@ -63,15 +71,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BUNDLE",
         nargs="+",
         default=(),
-        help="folders of bundles, of any device, whose winners are tried first",
+        help="folders of bundles, of any device, whose winners are among the first trials: 70 %% "
+        "of them at most, and no more once a random draw is as fast",
     )
     effort.add_argument(
         "--portfolio",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="try first what is fast on known devices: at most 8 configurations per problem, from "
-        "a file of this package (default); --no-portfolio does without. With --replay: searches "
-        "each space with and without what the other recorded ones know",
+        help="also try what is fast on known devices, from a file of this package (default): at "
+        "most 8 configurations per problem, among the first trials where this device is one of "
+        "them, else behind the search's random start, and only while they do better than its own; "
+        "--no-portfolio does without. With --replay: searches each space with and without what the "
+        "other recorded ones know",
     )
     replay.add_replay_options(parser)
     record.add_record_options(parser)
@@ -98,7 +109,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="go on with the searches that the storage holds (default); --no-resume starts anew",
+        help="go on with the searches that the storage holds (default); --no-resume sets them "
+        "aside and starts anew",
     )
 
 
@@ -108,7 +120,11 @@ def _steps(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Tunes, packs, and says what came of it."""
-    output = Output(args)
+    with stoppable():
+        return _run(args, Output(args))
+
+
+def _run(args: argparse.Namespace, output: Output) -> int:
     if args.replay:
         return replay.score_spaces(args, output)
     if args.record:
@@ -143,6 +159,8 @@ def run(args: argparse.Namespace) -> int:
             with ProgressBar(output, "tuning") as bar:
                 follow = _Follow(bar, args.verbose, tuning.tasks, finished)
                 tuning.search(follow.trial, follow.result)
+                if finished:
+                    bar.line("timing winners of other problems on each problem")
                 finished[:] = tuning.cross(finished)
             if not finished:
                 output.text(
@@ -157,13 +175,14 @@ def run(args: argparse.Namespace) -> int:
                 output.text(f"modules: {tuning.sharing.line()}")
             output.text(f"journal: {tuning.folder / options.JOURNAL_FILE}")
             checks = tuning.check_in_place(bundle) if args.model else []
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             print(
                 f"kernelforge tune: interrupted; {len(finished)} of {len(tuning.tasks)} problems "
-                f"are finished, every trial is kept in {tuning.folder}; the same command goes on",
+                f"are finished, every trial is kept in {tuning.folder}; the same command "
+                f"{'' if args.resume else 'without --no-resume '}goes on",
                 file=sys.stderr,
             )
-            return 130
+            return exit_code(stopped)
         for check in checks:
             output.text(check.line())
         output.text(f"next:    {_next(args, bundle)}")
@@ -234,7 +253,16 @@ def _saved(result: TuneResult) -> str:
     count = result.portfolio_trials
     won = ", one of which won" if result.portfolio_won else ""
     of = f"; {count} trials came from the portfolio{won}" if count else ""
-    return f"; 95 % of it at trial {result.good_trial} of {len(result.trials)}{of}"
+    return f"; 95 % of it at trial {result.good_trial} of {len(result.trials)}{_spared(result)}{of}"
+
+
+def _spared(result: TuneResult) -> str:
+    saving = result.saving
+    if saving is None:
+        return ""
+    if saving.trials < 0:
+        return f", {-saving.trials} later than by its own trials alone"
+    return f", {saving} sooner than by its own trials alone"
 
 
 def _us(ns: float) -> str:
@@ -279,6 +307,8 @@ def _result(tuning: Tuning, result: TuneResult) -> dict[str, Any]:
         "portfolio_trials": result.portfolio_trials,
         "portfolio_won": result.portfolio_won,
         "good_trial": result.good_trial,
+        "saved_trials": result.saving.trials if result.saving else None,
+        "saved_at_least": result.saving.at_least if result.saving else None,
         "outcomes": dict(Counter(m.outcome.value for m in result.trials)),
         "study": result.study,
     }

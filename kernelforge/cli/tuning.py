@@ -16,8 +16,9 @@ from typing import Any
 
 from kernelforge.cli import options
 from kernelforge.cli.in_place import InPlace, compare_in_place
+from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
-from kernelforge.compile import buildable, compile_variant, find_compiler
+from kernelforge.compile import buildable, compile_variant, working_compiler
 from kernelforge.errors import CompileError, MeasureError, PackError
 from kernelforge.families import get_family, load_families
 from kernelforge.measure.baseline import Ceilings, measure_ceilings
@@ -30,11 +31,13 @@ from kernelforge.pack import (
     choose,
     installed_toolchain,
     pack,
+    require_place,
     sharing,
     winner,
 )
 from kernelforge.pack.generic import generic_winners
 from kernelforge.render import template_sha256
+from kernelforge.stale import is_same
 from kernelforge.tune.budget import Budget
 from kernelforge.tune.crossing import cross
 from kernelforge.tune.earlier import earlier_results, manifest_here
@@ -44,7 +47,9 @@ from kernelforge.tune.portfolio import shipped_portfolio
 from kernelforge.tune.problems import TuneTask, collect_tasks, with_rivals
 from kernelforge.tune.quarantine import quarantined
 from kernelforge.tune.search import OnProgress
+from kernelforge.tune.storage import open_storage
 from kernelforge.tune.study import Isolation, TuneResult, open_bench, tune_problems
+from kernelforge.tune.study_file import set_aside
 from kernelforge.tune.warm import read_starts
 from kernelforge.variant import Variant
 from kernelforge_runtime.abi.device_info import GENERIC
@@ -85,14 +90,17 @@ class Tuning:
         self._earlier: list[TuneResult] = []
         self._budget = Budget.of(args.profile, args.trials, args.seconds)
         self._out = options.require_writable(args.out or tuned_output_dir(), "--out")
-        find_compiler()
+        working_compiler()
         if args.model and not Path(args.model).exists():
             raise ModelError(f"{args.model}: no such file: check the path")
         self._open = ExitStack()
         try:
             self.device = self._open.enter_context(open_device(args.device))
+            require_place(self._out / self.device.info.slug)
             given = options.journal_folder(args.journal, self.device.info.slug)
             self.folder = options.require_writable(given, "--journal")
+            # Before minutes of measuring, as whatever a person may have mistyped.
+            self._storage = open_storage(args.storage) if args.storage else None
             self._generic: KernelSet | None = None
             self._starts = read_starts(Path(path) for path in args.warm_start)
             self.tasks = self._model_tasks() if args.model else self._family_tasks()
@@ -115,13 +123,14 @@ class Tuning:
 
     def search(self, on_progress: OnProgress, on_result: Callable[[TuneResult], Any]) -> None:
         """Runs every study; see `tune_problems`."""
-        storage = self._args.storage or self.folder / options.STORAGE_FILE
+        storage = self._storage or self.folder / options.STORAGE_FILE
         if not self._args.resume:
-            _set_aside(self.folder / options.STORAGE_FILE)
+            name = f"{options.STORAGE_FILE}.{time.strftime('%Y%m%d-%H%M%S')}"
+            set_aside(self.folder / options.STORAGE_FILE, name)
         self._output.note(
             f"tuning {len(self.tasks)} problems on {self.device.info.name}: at most "
-            f"{self._budget.trials} trials each"
-            + (f", {self._budget.seconds:.0f} s in all" if self._budget.seconds else "")
+            f"{self._budget.trials} trials each, then finals of the fastest"
+            + (f", in about {self._budget.seconds:.0f} s in all" if self._budget.seconds else "")
             + f"; journal in {self.folder}"
         )
         for task in self.tasks:
@@ -217,6 +226,7 @@ class Tuning:
             ceilings=numbers,
             merge=True,
             template_hashes={n: template_sha256(f) for n, f in load_families().items()},
+            is_same=is_same,
         )
 
     def share(self, result: TuneResult) -> float:
@@ -250,9 +260,10 @@ class Tuning:
         kernels = self._generic_kernels()
         for weights in self._weights():
             with load_model(
-                self._args.model, self.device, kernels, weights, self._args.activations
-            ) as model:
-                found += model.problems(self._args.steps)
+                self._args.model, self.device, kernels, weights, self._args.activations,
+                slots=max(self._args.slots, default=1),
+            ) as model:  # fmt: skip
+                found += model.problems(self._args.steps, self._args.slots)
         families = load_families()
         found = with_rivals(
             found, families, buildable(self.device.info), rounding=self._args.int8_dot
@@ -265,6 +276,9 @@ class Tuning:
         names = args.precision.split(",") if args.precision else family.precisions
         given = args.problem
         problems = (family.completed(given),) if given else family.default_problems
+        for problem in problems:
+            if why := family.refuses(problem):
+                raise UsageError(f"--problem {problem}: {why}")
         return [TuneTask(family, family.precision(n), p) for n in names for p in problems]
 
     def _generic_kernels(self) -> KernelSet:
@@ -329,9 +343,3 @@ def _winners(result: TuneResult) -> list[Winner]:
         module = compile_variant(family, result.precision, params)
         found.append(winner(final, module, len(result.trials), default_ns))
     return found
-
-
-def _set_aside(path: Path) -> None:
-    """Renames a file so that a new one can begin, and nothing is lost."""
-    if path.exists():
-        path.rename(path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}"))

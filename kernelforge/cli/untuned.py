@@ -35,14 +35,14 @@ def add_untuned_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=options.positive,
         help="draw N problems of other model sizes, tune each for --trials (default: "
-        f"{TRIALS}) and --seconds, and compare that with what the runtime takes from the bundle in "
-        "--out (default: the device's best); writes no bundle",
+        f"{TRIALS}), all of them within about --seconds, and compare that with what the runtime "
+        "takes from the bundle in --out (default: the device's best); writes no bundle",
     )
 
 
 def judge_untuned(args: argparse.Namespace, output: Output) -> int:
     """Draws, tunes, compares, and prints a table."""
-    from kernelforge.compile import find_compiler
+    from kernelforge.compile import working_compiler
     from kernelforge.errors import TuneError
     from kernelforge.families import get_family
     from kernelforge.measure.supervisor import Supervisor
@@ -52,7 +52,7 @@ def judge_untuned(args: argparse.Namespace, output: Output) -> int:
     from kernelforge_runtime.errors import KernelForgeError
     from kernelforge_runtime.vk import open_device
 
-    find_compiler()
+    working_compiler()
     found: list[Judged] = []
     with open_device(args.device) as device:
         kernels = KernelSet.open(device.info, args.out)

@@ -16,7 +16,7 @@ from kernelforge.compile.check import (
     missing_extensions,
     validate,
 )
-from kernelforge.compile.glslang import Compiler, compile_glsl, find_compiler
+from kernelforge.compile.glslang import Compiler, compile_glsl, find_compiler, working_compiler
 from kernelforge.compile.probe import accepts
 from kernelforge.errors import CompileError
 from kernelforge.family import KernelFamily
@@ -38,6 +38,7 @@ __all__ = [
     "find_compiler",
     "missing_extensions",
     "validate",
+    "working_compiler",
 ]
 
 Request = tuple[KernelFamily, str | DType, Mapping[str, Any]]

@@ -9,9 +9,11 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +28,8 @@ NEEDS_SPIRV_16 = ("GL_NV_cooperative_matrix2",)
 """Extensions that the SPIR-V of Vulkan 1.2 cannot have; devices with them have Vulkan 1.3."""
 TIME_LIMIT_S = 120.0
 
+_EMPTY = "#version 450\nvoid main() {}\n"
+_MAGIC = (b"\x03\x02\x23\x07", b"\x07\x23\x02\x03")
 _NAMES = ("glslangValidator", "glslang")
 _VERSION = re.compile(r"Glslang Version: *(\S+)")
 _ERROR = re.compile(r"ERROR: (?:[^:\n]*:(\d+): )?(.*)")
@@ -59,6 +63,26 @@ def find_compiler() -> Compiler:
     path = str(Path(path).absolute())  # it will run in another folder
     stat = Path(path).stat()
     return _query(path, stat.st_mtime_ns, stat.st_size)
+
+
+def working_compiler() -> Compiler:
+    """The compiler, once it has compiled something.
+
+    To ask before a search: what a broken one makes of a variant would be kept as its failure.
+
+    Raises:
+        CompileError: there is none, or it compiles nothing.
+    """
+    compiler = find_compiler()
+    try:
+        spirv = compile_glsl(_EMPTY, "nothing", compiler=compiler)
+    except CompileError as error:
+        raise CompileError(f"{compiler.path} compiles not even an empty kernel: {error}") from error
+    if spirv[:4] not in _MAGIC:
+        raise CompileError(
+            f"{compiler.path} writes no SPIR-V for an empty kernel; apt-get install glslang-tools"
+        )
+    return compiler
 
 
 @lru_cache(maxsize=8)
@@ -121,17 +145,26 @@ def _run(
     command: list[str], folder: str | None, limit_s: float
 ) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(
+        process = subprocess.Popen(
             command,
             cwd=folder,
-            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=limit_s,
-            stdin=subprocess.DEVNULL,
-            check=False,
+            start_new_session=True,  # a wrapper's own children end with it
         )
-    except subprocess.TimeoutExpired:
-        raise CompileError(f"{command[0]} took over {limit_s:g} s: it was stopped") from None
     except OSError as error:
         raise CompileError(f"{command[0]} could not be started: {error}") from error
+    with process:
+        try:
+            stdout, stderr = process.communicate(timeout=limit_s)
+        except BaseException as error:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            message = f"{command[0]} took over {limit_s:g} s: it was stopped"
+            raise CompileError(message) from None
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)

@@ -7,7 +7,7 @@ of the new file, see `kernelforge_runtime.weights.packed`.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,13 +18,17 @@ from numpy.typing import NDArray
 from kernelforge.convert.writer import TensorPlan, write_safetensors
 from kernelforge.errors import ConvertError
 from kernelforge_runtime.dtypes import DTYPES, QUANTIZED, decode, encode
+from kernelforge_runtime.model_identity import DIGEST_BYTES
 from kernelforge_runtime.quantize import K_MULTIPLE, Quantized, dequantize, quantize
-from kernelforge_runtime.weights import Checkpoint
+from kernelforge_runtime.weight_formats import FORMATS_KEY
+from kernelforge_runtime.weights import Checkpoint, open_checkpoint
 from kernelforge_runtime.weights.adapters import Adapter, open_model
+from kernelforge_runtime.weights.model_hash import ORIGIN_KEY, OWN_KEY, model_hash
 from kernelforge_runtime.weights.packed import METADATA_KEY, SCALE
 
 FORMATS: Final = ("f32", "f16", "bf16")
 _PIECE_ELEMENTS: Final = 1 << 22
+_NO_HASH: Final = "0" * (2 * DIGEST_BYTES)
 _METADATA: Final = {"format": "pt"}  # without it, some readers of safetensors refuse the file
 
 
@@ -55,6 +59,7 @@ def convert_checkpoint(
     weights: str | None = None,
     matrices: Collection[str] = (),
     adapters: Iterable[Adapter | str | os.PathLike[str]] = (),
+    formats: Mapping[str, str] | None = None,
 ) -> Converted:
     """Writes `source` as safetensors; the same source gives the same bytes.
 
@@ -73,6 +78,8 @@ def convert_checkpoint(
         matrices: names of what a model has as whole matrices; see `models.survey`.
         adapters: LoRA, PiSSA and DiSHA files to merge, in this order; see `weights.adapters`. A
             tensor is rounded from float64 to its format at once.
+        formats: in place of `weights`: the format of each tensor by its name, "q8" and "nf4" of
+            whole matrices. What is not named stays as it is, or becomes `dtype`.
 
     Raises:
         ModelError: the source is not a model file, or a damaged one.
@@ -84,44 +91,60 @@ def convert_checkpoint(
     if target.suffix not in (".safetensors", ".st"):
         raise ConvertError(f"{target}: only safetensors is written: end the name in .safetensors")
     with open_model(source, adapters) as checkpoint:
-        wanted = {name: _wanted(checkpoint, name, dtype, weights, matrices) for name in checkpoint}
-        packed = {form for form in wanted.values() if DTYPES.get(form) in QUANTIZED}
-        if weights is not None and weights not in packed:
-            raise ConvertError(
-                f"{checkpoint.path}: has no matrix for {weights}: rows must be whole blocks of "
-                f"{K_MULTIPLE} weights"
-            )
-        if len(packed) > 1:
-            raise ConvertError(
-                f"{checkpoint.path}: would hold {' and '.join(sorted(packed))} at once: convert "
-                "from a file that is not quantised"
-            )
+        notes = dict(checkpoint.metadata)
+        if dtype is not None or weights is not None:
+            notes.pop(FORMATS_KEY, None)
+        asked = formats if formats is not None else dict.fromkeys(matrices, weights)
+        wanted = {n: asked.get(n) or _wanted(checkpoint, n, dtype) for n in checkpoint}
+        packed = sorted({form for form in wanted.values() if DTYPES.get(form) in QUANTIZED})
+        if formats is None:
+            _check_packed(checkpoint, weights, packed)
         plans = [p for name in checkpoint for p in _plans(checkpoint, name, wanted[name])]
-        notes = {k: v for k, v in checkpoint.metadata.items() if k != METADATA_KEY}
+        notes.pop(METADATA_KEY, None)
         if packed:
-            notes[METADATA_KEY] = next(iter(packed))
+            notes[METADATA_KEY] = ",".join(packed)
+        cast = sum(form != checkpoint.dtype(name) for name, form in wanted.items())
+        source_hash = model_hash(checkpoint)
+        notes = {**_METADATA, **notes, **(metadata or {})}
+        notes.pop(ORIGIN_KEY, None)
+        notes.pop(OWN_KEY, None)
+        same = not cast and source_hash.origin is None
+        if not same:
+            notes |= {ORIGIN_KEY: source_hash.root, OWN_KEY: _NO_HASH}
         nbytes = write_safetensors(
             target,
             plans,
             lambda name: _tensor_pieces(checkpoint, name, wanted),
-            {**_METADATA, **notes, **(metadata or {})},
+            notes,
+            None if same else _own_hash,
         )
-        cast = sum(form != checkpoint.dtype(name) for name, form in wanted.items())
         merged = len(checkpoint.changed)
     return Converted(target, len(plans), nbytes, cast, merged)
 
 
-def _wanted(
-    checkpoint: Checkpoint,
-    name: str,
-    dtype: str | None,
-    weights: str | None,
-    matrices: Collection[str],
-) -> str:
-    """The format of a tensor of the source in the new file."""
+def _own_hash(path: Path) -> dict[str, str]:
+    """What a written file's metadata says of itself."""
+    with open_checkpoint(path) as written:
+        return {OWN_KEY: str(model_hash(written))}
+
+
+def _check_packed(checkpoint: Checkpoint, weights: str | None, packed: Sequence[str]) -> None:
+    """Refuses one format for all matrices where there are none, or others remain."""
+    if weights is not None and weights not in packed:
+        raise ConvertError(
+            f"{checkpoint.path}: has no matrix for {weights}: rows must be whole blocks of "
+            f"{K_MULTIPLE} weights"
+        )
+    if weights is not None and len(packed) > 1:
+        raise ConvertError(
+            f"{checkpoint.path}: would hold {' and '.join(packed)} at once: convert "
+            "from a file that is not quantised, or say with --quant which part is in which"
+        )
+
+
+def _wanted(checkpoint: Checkpoint, name: str, dtype: str | None) -> str:
+    """The format of a tensor of the source in the new file, where no other is asked for."""
     stored = checkpoint.dtype(name)
-    if weights is not None and name in matrices:
-        return weights
     floats = stored in FORMATS or DTYPES.get(stored) in QUANTIZED
     return dtype if dtype is not None and floats else stored
 

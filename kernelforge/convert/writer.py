@@ -1,24 +1,23 @@
 """Writes safetensors files piece by piece, so that a file is either whole or not there.
 
-The data goes to a temporary file in the same folder, which takes the destination's name only once
-it is complete and on disk. The same tensors always give the same bytes.
+The data goes to a file of its own in the same folder, which takes the destination's name only once
+it is complete and on disk; see `partial_file`. The same tensors always give the same bytes.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelforge.convert.partial_file import PartialFile, remove_leftovers
 from kernelforge.errors import ConvertError
 
 _BYTES: Final = {
@@ -54,6 +53,7 @@ def write_safetensors(
     plans: Sequence[TensorPlan],
     pieces: Callable[[str], Iterable[NDArray[Any]]],
     metadata: Mapping[str, str] | None = None,
+    known_later: Callable[[Path], Mapping[str, str]] | None = None,
 ) -> int:
     """Writes a file; an existing one is replaced only by a complete one.
 
@@ -63,6 +63,8 @@ def write_safetensors(
         pieces: name -> the tensor's elements in row-major order, in pieces of any size, in the
             planned format (bf16 as uint16). Called once per tensor.
         metadata: texts by name; their order does not matter.
+        known_later: path of the written file, before it has its name -> texts that take the place
+            of `metadata`'s of the same names and lengths.
 
     Returns:
         Size of the file in bytes.
@@ -76,21 +78,24 @@ def write_safetensors(
     target = destination.resolve()
     if target.is_dir():
         raise ConvertError(f"{destination}: is a folder: name the file to write")
-    partial = target.with_name(f".kernelforge-{secrets.token_hex(6)}.part")
     try:
+        remove_leftovers(target.parent)
         free = shutil.disk_usage(target.parent).free
         if free < total:
             raise ConvertError(
                 f"{destination}: needs {total / 1e6:.1f} MB but the disk has {free / 1e6:.1f} MB "
                 "left: make room or choose another folder"
             )
-        try:
-            _write(partial, head, ordered, pieces)
-            partial.replace(target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        _sync_folder(target.parent)
+        with PartialFile(target) as partial:
+            _write(partial.file, head, ordered, pieces)
+            if known_later is not None:
+                partial.file.flush()
+                told = _header(ordered, {**(metadata or {}), **known_later(partial.path)})
+                if len(told) != len(head):
+                    raise ConvertError(f"{destination}: metadata of another length than foreseen")
+                partial.file.seek(0)
+                partial.file.write(told)
+            partial.finish()
     except OSError as error:
         raise ConvertError(
             f"{destination}: cannot be written: {error.strerror or error}: check that the folder "
@@ -120,33 +125,19 @@ def _header(ordered: Sequence[TensorPlan], metadata: Mapping[str, str] | None) -
 
 
 def _write(
-    path: Path,
+    file: BinaryIO,
     head: bytes,
     ordered: Sequence[TensorPlan],
     pieces: Callable[[str], Iterable[NDArray[Any]]],
 ) -> None:
-    with path.open("xb") as file:
-        file.write(head)
-        for plan in ordered:
-            written = 0
-            for piece in pieces(plan.name):
-                block = np.ascontiguousarray(piece)
-                file.write(block.reshape(-1).view(np.uint8).data)
-                written += block.nbytes
-            if written != plan.nbytes:
-                raise ConvertError(
-                    f"tensor {plan.name!r} gave {written} bytes, its shape needs {plan.nbytes}"
-                )
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the new name survive a power cut; not every file system can."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        return
-    finally:
-        os.close(handle)
+    file.write(head)
+    for plan in ordered:
+        written = 0
+        for piece in pieces(plan.name):
+            block = np.ascontiguousarray(piece)
+            file.write(block.reshape(-1).view(np.uint8).data)
+            written += block.nbytes
+        if written != plan.nbytes:
+            raise ConvertError(
+                f"tensor {plan.name!r} gave {written} bytes, its shape needs {plan.nbytes}"
+            )

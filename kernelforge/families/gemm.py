@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kernelforge.choices import (
+from kernelforge.family import KernelFamily
+from kernelforge.space import Choice, Constraint, Flag, ProblemConstraint, Space
+from kernelforge.traits.choices import (
     ADDRESS,
     WORD,
     activation_bits,
@@ -13,8 +15,7 @@ from kernelforge.choices import (
     refuses_matrices,
     word_features,
 )
-from kernelforge.family import KernelFamily
-from kernelforge.products import (
+from kernelforge.traits.products import (
     PRODUCT_CONSTANTS,
     PRODUCT_DIMS,
     parts_bindings,
@@ -24,7 +25,6 @@ from kernelforge.products import (
     product_inputs,
     product_oracle,
 )
-from kernelforge.space import Choice, Constraint, Flag, ProblemConstraint, Space
 from kernelforge.weight_layouts import LAYOUT, TOGETHER
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.grid import CeilDiv, Grid, Times

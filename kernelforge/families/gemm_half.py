@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kernelforge.choices import ADDRESS, addressing, refuses_matrices
 from kernelforge.family import KernelFamily
-from kernelforge.products import (
+from kernelforge.space import Choice, Constraint, Flag, ProblemConstraint, Space
+from kernelforge.traits.choices import ADDRESS, addressing, refuses_matrices
+from kernelforge.traits.products import (
     PRODUCT_CONSTANTS,
     PRODUCT_DIMS,
     parts_bindings,
@@ -17,7 +18,6 @@ from kernelforge.products import (
     product_inputs,
     product_oracle,
 )
-from kernelforge.space import Choice, Constraint, Flag, ProblemConstraint, Space
 from kernelforge_runtime.abi.grid import CeilDiv, Grid, Times
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Signature

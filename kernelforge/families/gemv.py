@@ -8,23 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge.choices import (
+from kernelforge.family import Arrays, KernelFamily
+from kernelforge.space import Space
+from kernelforge.traits.choices import (
     activation_type,
     addressing,
-    epilogue,
     random_route,
     refuses_matrices,
-    stored,
 )
-from kernelforge.family import Arrays, KernelFamily
-from kernelforge.row_products import (
+from kernelforge.traits.products import routed_product
+from kernelforge.traits.row_products import (
     matters,
     row_product_features,
     row_product_grid,
     row_product_space,
     row_product_subgroup,
 )
-from kernelforge.space import Space
 from kernelforge.weight_layouts import layout_name
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ROUTE_ROWS
@@ -63,6 +62,7 @@ def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
         addressing=addressing(p),
         features=tuple(sorted(row_product_features(p))),
         fixed=(("X", p["X"]), ("Y", p["Y"])),
+        windowed=("weight",) if p["ADDRESS"] == 2 else (),
     )
 
 
@@ -108,16 +108,7 @@ def oracle(
     constants: Mapping[str, float],
 ) -> Arrays:
     """The product in float64, block by block, with each block's epilogue."""
-    t, k = problem["T"], problem["K"]
-    weight, x = decoded(given, precision), given["in_x"].reshape(-1)
-    out = given["out_y"].astype(np.float64).reshape(t, -1)
-    for block, way in enumerate(given["route"]):
-        rows = slice(block * ROUTE_ROWS, (block + 1) * ROUTE_ROWS)
-        starts = int(way[0]) + np.arange(t) * int(way[1])
-        x_block = x[starts[:, None] + np.arange(k)].astype(np.float64)
-        value = x_block @ weight[rows].astype(np.float64).T
-        out[:, rows] = epilogue(way, value, out[:, rows], given["aux"])
-    return {"out_y": stored(out, activation_type(problem, "Y"))}
+    return routed_product(problem, decoded(given, precision), given)
 
 
 def cost(problem: Problem, precision: DType) -> tuple[float, float]:
@@ -134,7 +125,7 @@ GEMV = KernelFamily(
     dims=("M", "K", "S", "T", "X", "Y"),
     precisions=(F16, BF16, F32, Q8, NF4),
     space=Space(
-        *row_product_space(("direct", "staged", "sparse"), rows=2),
+        *row_product_space(("direct", "staged", "sparse"), rows=2, own_rows=True),
     ),
     signature=signature,
     inputs=inputs,

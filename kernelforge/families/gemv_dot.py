@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge.choices import (
+from kernelforge.family import Arrays, KernelFamily
+from kernelforge.space import Choice, Constraint, ProblemConstraint, Space
+from kernelforge.traits.choices import (
     ADDRESS,
     activation_bits,
     activation_type,
@@ -21,15 +23,13 @@ from kernelforge.choices import (
     refuses_matrices,
     stored,
 )
-from kernelforge.family import Arrays, KernelFamily
-from kernelforge.products import (
+from kernelforge.traits.products import (
     PRODUCT_CONSTANTS,
     PRODUCT_DIMS,
     product_bindings,
     product_cost,
     product_inputs,
 )
-from kernelforge.space import Choice, Constraint, ProblemConstraint, Space
 from kernelforge.weight_layouts import LAYOUT, TOGETHER
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge.choices import (
+from kernelforge.family import Arrays, KernelFamily
+from kernelforge.space import Space
+from kernelforge.traits.choices import (
     ADDRESS,
     addressing,
     reduction_features,
     reduction_subgroup,
     workgroup_reduction,
 )
-from kernelforge.family import Arrays, KernelFamily
-from kernelforge.space import Space
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge.choices import ADDRESS, addressing
 from kernelforge.family import Arrays, KernelFamily
-from kernelforge.segments import random_segments
 from kernelforge.space import Choice, Space
+from kernelforge.traits.choices import ADDRESS, addressing
+from kernelforge.traits.segments import random_segments
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature

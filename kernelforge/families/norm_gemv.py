@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge.choices import (
+from kernelforge.family import Arrays, KernelFamily
+from kernelforge.space import Space
+from kernelforge.traits.choices import (
     activation_type,
     addressing,
     epilogue,
@@ -16,17 +18,15 @@ from kernelforge.choices import (
     refuses_matrices,
     stored,
 )
-from kernelforge.family import Arrays, KernelFamily
-from kernelforge.matrices import random_weight, weight_bindings, weight_bits, weight_values
-from kernelforge.row_products import (
+from kernelforge.traits.matrices import random_weight, weight_bindings, weight_bits, weight_values
+from kernelforge.traits.row_products import (
     matters,
     row_product_features,
     row_product_grid,
     row_product_space,
     row_product_subgroup,
 )
-from kernelforge.segments import decode_segments
-from kernelforge.space import Space
+from kernelforge.traits.segments import decode_segments
 from kernelforge.weight_layouts import layout_name
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ROUTE_ROWS

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge.choices import (
+from kernelforge.family import Arrays, KernelFamily
+from kernelforge.space import Space
+from kernelforge.traits.choices import (
     ADDRESS,
     activation_bits,
     activation_type,
@@ -18,9 +20,7 @@ from kernelforge.choices import (
     refuses_activations,
     workgroup_reduction,
 )
-from kernelforge.family import Arrays, KernelFamily
-from kernelforge.segments import decode_segments
-from kernelforge.space import Space
+from kernelforge.traits.segments import decode_segments
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature

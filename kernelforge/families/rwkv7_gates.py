@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge import goose
-from kernelforge.choices import (
+from kernelforge.family import Arrays, KernelFamily
+from kernelforge.space import Space
+from kernelforge.traits import goose
+from kernelforge.traits.choices import (
     ADDRESS,
     addressing,
     reduction_features,
     reduction_subgroup,
     workgroup_reduction,
 )
-from kernelforge.family import Arrays, KernelFamily
-from kernelforge.space import Space
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
@@ -62,7 +62,7 @@ def oracle(
     given: Mapping[str, NDArray[Any]],
     constants: Mapping[str, float],
 ) -> Arrays:
-    """See `kernelforge.goose.gates`."""
+    """See `kernelforge.traits.goose.gates`."""
     out, v_first = goose.gates(
         given["proj"], given["lora"], given["param"], given["v_first"], bool(constants["first"])
     )

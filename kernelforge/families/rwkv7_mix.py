@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge import goose
-from kernelforge.choices import (
+from kernelforge.family import Arrays, KernelFamily
+from kernelforge.space import Choice, Constraint, ProblemConstraint, Space
+from kernelforge.traits import goose
+from kernelforge.traits.choices import (
     ADDRESS,
     WORD,
     WORD_BY_ADDRESS,
@@ -19,9 +21,8 @@ from kernelforge.choices import (
     word_features,
     workgroup_reduction,
 )
-from kernelforge.family import Arrays, KernelFamily
-from kernelforge.segments import filled_segments, random_segments
-from kernelforge.space import Choice, Constraint, ProblemConstraint, Space
+from kernelforge.traits.segments import filled_segments, random_segments
+from kernelforge.traits.state_rows import LANES_TOGETHER
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
@@ -95,7 +96,7 @@ def oracle(
     given: Mapping[str, NDArray[Any]],
     constants: Mapping[str, float],
 ) -> Arrays:
-    """The three steps of `kernelforge.goose`, for tokens that a segment has."""
+    """The three steps of `kernelforge.traits.goose`, for tokens that a segment has."""
     lora, segment = given["lora"], given["segment"]
     owned = np.zeros(problem["T"], bool)
     for _, start, count, _ in filled_segments(segment):
@@ -158,14 +159,7 @@ RWKV7_MIX = KernelFamily(
                 p["KEEP"] != "memory" or p["WORKGROUP"] // p["LANES"] * p["ROWS"] <= p["HEAD"]
             ),
         ),
-        Constraint(
-            "lanes stay inside a subgroup",
-            lambda p, d: (
-                p["LANES"] == 1
-                or (p["LANES"] < p["WORKGROUP"] and p["LANES"] <= d.subgroup_min)
-                or d.subgroup_min <= p["LANES"] == p["WORKGROUP"] <= d.subgroup_max
-            ),
-        ),
+        LANES_TOGETHER,
         Constraint("what is kept fits the registers", lambda p, d: _fits_registers(p)),
         ProblemConstraint(
             "compiled for this head size", lambda p, d, problem: p["HEAD"] == problem["N"]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge.choices import ADDRESS, addressing
 from kernelforge.family import Arrays, KernelFamily
 from kernelforge.space import Choice, Constraint, Space
+from kernelforge.traits.choices import ADDRESS, addressing
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.sampling import (

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge.choices import (
+from kernelforge.family import Arrays, KernelFamily
+from kernelforge.space import Choice, Space
+from kernelforge.traits.choices import (
     ADDRESS,
     activation_bits,
     activation_type,
     addressing,
     refuses_activations,
 )
-from kernelforge.family import Arrays, KernelFamily
-from kernelforge.segments import filled_segments, owners, random_segments
-from kernelforge.space import Choice, Space
+from kernelforge.traits.segments import filled_segments, owners, random_segments
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from kernelforge.family import KernelFamily
-from kernelforge.recurrences import (
+from kernelforge.space import Choice, Constraint, Flag, Space
+from kernelforge.traits.recurrences import (
     WKV6_BINDINGS,
     wkv6_cost,
     wkv6_inputs,
     wkv6_oracle,
     wkv6_refuses,
 )
-from kernelforge.space import Choice, Constraint, Flag, Space
-from kernelforge.state_rows import MAX_STATE_FLOATS, kept, row_constraints, state_signature
+from kernelforge.traits.state_rows import MAX_STATE_FLOATS, kept, row_constraints, state_signature
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Signature
 from kernelforge_runtime.dtypes import F32, DType

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from kernelforge.family import KernelFamily
-from kernelforge.recurrences import (
+from kernelforge.traits.recurrences import (
     WKV6_BINDINGS,
     wkv6_cost,
     wkv6_inputs,
     wkv6_oracle,
     wkv6_refuses,
 )
-from kernelforge.state_matrices import MATRIX_EXTENSION, matrix_signature, matrix_space
+from kernelforge.traits.state_matrices import MATRIX_EXTENSION, matrix_signature, matrix_space
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Signature
 from kernelforge_runtime.dtypes import F32, DType

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kernelforge.choices import ADDRESS, WORD, WORD_BY_ADDRESS
 from kernelforge.family import KernelFamily
-from kernelforge.recurrences import (
+from kernelforge.space import Choice, Constraint, Space
+from kernelforge.traits.choices import ADDRESS, WORD, WORD_BY_ADDRESS
+from kernelforge.traits.recurrences import (
     WKV7_BINDINGS,
     wkv7_cost,
     wkv7_inputs,
     wkv7_oracle,
     wkv7_refuses,
 )
-from kernelforge.space import Choice, Constraint, Space
-from kernelforge.state_rows import MAX_STATE_FLOATS, kept, row_constraints, state_signature
+from kernelforge.traits.state_rows import MAX_STATE_FLOATS, kept, row_constraints, state_signature
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Signature
 from kernelforge_runtime.dtypes import F32, DType

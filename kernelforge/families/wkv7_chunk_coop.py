@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from kernelforge.family import KernelFamily
-from kernelforge.recurrences import (
+from kernelforge.traits.recurrences import (
     WKV7_BINDINGS,
     wkv7_cost,
     wkv7_inputs,
     wkv7_oracle,
     wkv7_refuses,
 )
-from kernelforge.state_matrices import MATRIX_EXTENSION, matrix_signature, matrix_space
+from kernelforge.traits.state_matrices import MATRIX_EXTENSION, matrix_signature, matrix_space
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Signature
 from kernelforge_runtime.dtypes import F32, DType

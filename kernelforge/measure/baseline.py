@@ -18,6 +18,7 @@ from kernelforge.errors import MeasureError
 from kernelforge.family import KernelFamily
 from kernelforge.measure.bench import Bench, Effort
 from kernelforge.measure.ceilings import COPY, FMA, READ, WORD_BYTES
+from kernelforge.measure.journal_lines import name, within
 from kernelforge.measure.roofline import rate
 from kernelforge.measure.statistics import median
 from kernelforge_runtime.abi.problem import Problem
@@ -27,6 +28,8 @@ from kernelforge_runtime.vk import Device
 log = logging.getLogger(__name__)
 
 _EFFORT = Effort(sample_ns=5e6, samples=8, longest_sample_ns=10e6, total_ns=40e6)
+_MOST = 1e12
+"""No device does as much, in any of the units."""
 _TINY = Problem(N=64, G=64, L=8)
 
 
@@ -68,12 +71,18 @@ class Ceilings:
         """Reads what `to_json` wrote; names that are not known are ignored.
 
         Raises:
-            MeasureError: a field is missing.
+            MeasureError: a field is missing, or nothing that a device can do.
         """
         try:
-            return cls(**{f.name: data[f.name] for f in fields(cls)})
+            values: dict[str, Any] = {f.name: data[f.name] for f in fields(cls)}
+            for key, value in values.items():
+                is_text = key in ("device", "driver", "clock")
+                values[key] = name(value) if is_text else within(value, 0, _MOST)
+            return cls(**values)
         except KeyError as error:
             raise MeasureError(f"ceilings without {error}: measure them again") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise MeasureError(f"ceilings: {error}: measure them again") from error
 
 
 def measure_ceilings(device: Device) -> Ceilings:

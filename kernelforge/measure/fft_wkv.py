@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kernelforge.errors import MeasureError
 from kernelforge.family import Arrays
-from kernelforge.segments import filled_segments
+from kernelforge.traits.segments import filled_segments
 from kernelforge_runtime.abi.problem import Problem
 
 WIDEST = 20.0

@@ -40,6 +40,9 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+IDLE_LOSSES = 5
+"""Workers in a row that may die before they begin with one and the same request."""
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -284,13 +287,20 @@ class IsolatedBench:
     ) -> T:
         if self._in_a_row >= self._patience.in_a_row:
             self._probe()
-        try:
-            answer = self._ask_once(message, blobs, seconds, read, on_news)
-        except IdleLossError as error:
-            log.warning("the measuring process had ended: %s; starting another one", error)
-            answer = self._ask_once(message, blobs, seconds, read, on_news)
-        self._in_a_row = 0
-        return answer
+        last: IdleLossError | None = None
+        for _ in range(IDLE_LOSSES):
+            try:
+                answer = self._ask_once(message, blobs, seconds, read, on_news)
+            except IdleLossError as error:
+                log.warning("the measuring process had ended: %s; starting another one", error)
+                last = error
+                continue
+            self._in_a_row = 0
+            return answer
+        raise DeviceLostError(
+            f"{IDLE_LOSSES} measuring processes in a row ended before they began: {last}; "
+            "something on this machine ends them, or --in-process does without"
+        )
 
     def _ask_once(
         self,

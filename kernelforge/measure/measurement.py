@@ -6,12 +6,13 @@ Plain data; `bench` fills it in, `tune.journal` stores it, reports read it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, fields
 from enum import Enum
 from typing import Any
 
 from kernelforge.errors import MeasureError
+from kernelforge.measure import journal_lines
 
 
 class Outcome(Enum):
@@ -106,7 +107,7 @@ class Measurement:
     @property
     def ok(self) -> bool:
         """True where the result was right and a time was taken."""
-        return self.outcome is Outcome.OK and math.isfinite(self.median_ns)
+        return self.outcome is Outcome.OK and 0 < self.median_ns < math.inf
 
     @property
     def time_ns(self) -> float:
@@ -135,15 +136,43 @@ class Measurement:
             MeasureError: a field that must be there is missing or has a wrong form.
         """
         try:
-            values = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-            for name in ("median_ns", "corrected_ns", "spread_ns", "max_error", "tolerance"):
-                if name in values:
-                    values[name] = math.nan if values[name] is None else float(values[name])
-            values["samples_ns"] = tuple(float(v) for v in values.get("samples_ns", ()))
-            values["outcome"] = Outcome(values["outcome"])
+            values = {f.name: _reader(f)(data[f.name]) for f in fields(cls) if f.name in data}
             return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MeasureError(
                 f"measurement {str(data)[:80]!r}: {type(error).__name__}: {error}; "
                 "the line was not written by this program or is damaged"
             ) from error
+
+
+def _samples(value: object) -> tuple[float, ...]:
+    found = tuple(journal_lines.time_ns(v) for v in value) if isinstance(value, list) else ()
+    if not isinstance(value, list) or not all(map(math.isfinite, found)):
+        raise ValueError("samples are no list of times")
+    return found
+
+
+def _free_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__}, expected text")
+    return value
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "str": journal_lines.name,
+    "int": journal_lines.whole,
+    "float": journal_lines.number,
+    "bool": bool,
+    "Outcome": Outcome,
+    "tuple[float, ...]": _samples,
+    "median_ns": journal_lines.time_ns,
+    "corrected_ns": journal_lines.time_ns,
+    "spread_ns": journal_lines.time_ns,
+    "reason": _free_text,
+    "note": _free_text,
+}
+"""By a field's name, or by its type as it is written above."""
+
+
+def _reader(field: Field[Any]) -> Callable[[Any], Any]:
+    return _READ.get(field.name) or _READ[str(field.type)]

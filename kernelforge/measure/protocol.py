@@ -23,6 +23,9 @@ from kernelforge_runtime.abi.signature import Signature
 MOST_BYTES = 64 << 20
 """A longer message is none of ours."""
 MOST_BLOBS = 64
+BEGUN = "begun"
+"""A worker's first word on a request, before anything of it runs: what it dies of until then is no
+variant's doing."""
 
 
 class Channel:

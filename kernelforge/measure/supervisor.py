@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from kernelforge.errors import MeasureError
 from kernelforge.measure.measurement import LostError, Outcome
-from kernelforge.measure.protocol import Channel
+from kernelforge.measure.protocol import BEGUN, Channel
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ _TAIL = 4096
 
 
 class IdleLossError(LostError):
-    """The worker was dead before it was asked: no variant's fault."""
+    """The worker was dead before it began with the request: no variant's fault."""
 
 
 class Supervisor:
@@ -117,6 +117,7 @@ class Supervisor:
             on_news: told what the worker says before it answers.
 
         Raises:
+            IdleLossError: the worker died without having said that it begins.
             LostError: the worker is dead now, or the variant cannot run; says what it died of.
             MeasureError: the request itself cannot be answered, whatever the variant.
         """
@@ -126,23 +127,23 @@ class Supervisor:
         self._errors.seek(0)
         self._errors.truncate()
         deadline = time.monotonic() + seconds
-        oom = _oom_kills()
+        oom, begun = _oom_kills(), False
         try:
             channel.send({**message, "seconds": seconds}, blobs)
-        except OSError:
-            raise IdleLossError(Outcome.CRASHED, str(self._died(oom))) from None
-        try:
             while True:
                 if not channel.waiting(deadline - time.monotonic()):
-                    raise self._hung(seconds)
+                    raise _as_idle(self._hung(seconds), begun)
                 answer, _ = channel.receive()
-                if "turn" not in answer:
+                if BEGUN in answer:
+                    begun = True
+                elif "turn" in answer:
+                    on_news(answer)
+                else:
                     break
-                on_news(answer)
             self._judge(answer)
             return _read(answer, read)
         except (EOFError, OSError):
-            raise self._died(oom) from None
+            raise _as_idle(self._died(oom), begun) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             self.kill()
             self.losses += 1
@@ -217,6 +218,11 @@ class Supervisor:
         lines = self._errors.read().decode(errors="replace").splitlines()
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return f": {last[:200]}" if last else ""
+
+
+def _as_idle(error: LostError, begun: bool) -> LostError:
+    """The loss of a worker that had not begun with what it was asked."""
+    return error if begun else IdleLossError(error.outcome, str(error))
 
 
 def _read(answer: Mapping[str, Any], read: Callable[[Mapping[str, Any]], T]) -> T:

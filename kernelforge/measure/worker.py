@@ -21,6 +21,7 @@ from kernelforge.measure.bench import Bench, Effort
 from kernelforge.measure.measurement import Measurement, Outcome
 from kernelforge.measure.programs import first_line
 from kernelforge.measure.protocol import (
+    BEGUN,
     Channel,
     family_from_json,
     module_from_json,
@@ -152,6 +153,7 @@ def serve(descriptor: int, make: type[Session] = Session) -> None:
     while True:
         try:
             request, blobs = channel.receive()
+            channel.send({BEGUN: True})
         except (EOFError, OSError):
             break
         with own_alarm(float(request.get("seconds", 60.0))):

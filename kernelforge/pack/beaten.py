@@ -7,7 +7,8 @@ lost, the runtime needs to know no more than that. See `bundle.crossover` and `b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,11 @@ from kernelforge_runtime.bundle.fusion import FUSED, LaidOut
 from kernelforge_runtime.dtypes import DTYPES, F16, F32
 from kernelforge_runtime.ops.weight_layout import choose_layouts
 
+_log = logging.getLogger(__name__)
+
+Make = Callable[[Entry], bytes | None]
+"""The SPIR-V of an entry, made anew; None where it cannot be."""
+
 _USUAL = {
     r.family: usual
     for usual, rivals in RIVALS.items()
@@ -29,15 +35,53 @@ _USUAL = {
 
 
 def with_beaten(manifest: Manifest) -> tuple[Entry, ...]:
-    """The entries, each marked as beaten or not.
+    """The entries, each marked as beaten or not by the figures of them all, and nothing else.
 
-    One that was beaten before stays so until it is tuned again: its module is gone.
+    A mark that an entry has already does not count: what beat it may be gone, or slower by now.
 
     Args:
         manifest: of one device; where nothing was measured nothing is beaten.
     """
-    judge = _Judge(manifest)
-    return tuple(e if e.beaten else replace(e, beaten=judge.beats(e)) for e in manifest.entries)
+    bare = tuple(replace(entry, beaten=False) for entry in manifest.entries)
+    judge = _Judge(replace(manifest, entries=bare))
+    return tuple(replace(entry, beaten=judge.beats(entry)) for entry in bare)
+
+
+def settled(manifest: Manifest, modules: dict[str, bytes], make: Make) -> tuple[Entry, ...]:
+    """As `with_beaten`, with a module for each entry that is not beaten.
+
+    One that was beaten by what has changed since is made again; where that gives another module,
+    or none, the entry is left out: its figures would be of a kernel that nobody has.
+
+    Args:
+        manifest: of one device.
+        modules: SPIR-V by its hash; those that are made again are added.
+        make: gives the module of an entry, or None where today's toolkit makes another one.
+    """
+    entries = manifest.entries
+    while True:
+        entries = with_beaten(replace(manifest, entries=entries))
+        lost = []
+        for entry in entries:
+            if entry.beaten or entry.module_sha256 in modules:
+                continue
+            spirv = make(entry)
+            if spirv is None:
+                lost.append(entry)
+            else:
+                _log.info("%s on %s: no longer beaten, made again", entry.variant, entry.problem)
+                modules[entry.module_sha256] = spirv
+        if not lost:
+            return entries
+        first = lost[0]
+        _log.warning(
+            "no longer beaten, but today's toolkit makes another kernel of it: "
+            "%s %s %s%s left out; tune again what the model needs",
+            first.family, first.precision, first.problem,
+            f" and {len(lost) - 1} more" * (len(lost) > 1),
+        )  # fmt: skip
+        # Without them another layout may be the best one, and others beaten.
+        entries = tuple(entry for entry in entries if entry not in lost)
 
 
 class _Judge:

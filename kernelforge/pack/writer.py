@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,8 @@ from kernelforge import __version__
 from kernelforge.compile import find_compiler
 from kernelforge.compile.glslang import FLAGS
 from kernelforge.errors import CompileError, PackError
-from kernelforge.pack.beaten import with_beaten
+from kernelforge.pack.again import made_again
+from kernelforge.pack.beaten import settled
 from kernelforge.pack.winners import Winner
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.bundle import (
@@ -55,6 +56,7 @@ def pack(
     ceilings: Mapping[str, float] | None = None,
     merge: bool = False,
     template_hashes: Mapping[str, str] | None = None,
+    is_same: Callable[[Entry], bool] = lambda entry: False,
 ) -> Path:
     """Writes the bundle of a device and gives its folder, `out_dir/<slug>`.
 
@@ -65,8 +67,9 @@ def pack(
         toolchain: what compiled them; default: what is installed here.
         ceilings: measured limits of the device by name, e.g. `read_bandwidth_gbps`.
         merge: keep the entries of an existing bundle for other problems, as long as they were
-            measured on this device, driver and toolchain, and their templates have not changed.
+            measured on this device, driver and toolchain, and are still the kernels they were.
         template_hashes: today's templates by family, for `merge`; those of the winners are known.
+        is_same: whether a template that has changed makes the same kernel of an entry.
 
     Raises:
         PackError: a winner was not verified, something cannot be packed, or nothing can be
@@ -94,17 +97,16 @@ def pack(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root, slug):
-            if (root / slug).is_symlink():
-                raise PackError(f"bundle {root / slug} is a link; remove it or give its real place")
+            require_place(root / slug)
             if merge and (root / slug).exists():
                 hashes = {
                     **(template_hashes or {}),
                     **{w.family: w.template_sha256 for w in winners},
                 }
-                old = _merge(root / slug, fingerprint, toolchain, hashes, entries, modules)
+                old = _merge(root / slug, fingerprint, toolchain, hashes, is_same, entries, modules)
                 limits, fingerprint = limits or old[0], old[1]
             told = Manifest(fingerprint, toolchain, tuple(entries.values()), limits)
-            manifest = replace(told, entries=with_beaten(told))
+            manifest = replace(told, entries=settled(told, modules, made_again))
             text = manifest.to_bytes()
             kept = {e.module_sha256: modules[e.module_sha256] for e in manifest.entries
                     if not e.beaten}  # fmt: skip
@@ -118,6 +120,24 @@ def pack(
     except (BundleError, SpirvError) as error:
         raise PackError(f"bundle {root / slug} was not written: {error}") from error
     return root / slug
+
+
+def require_place(bundle: Path) -> None:
+    """Stops where a bundle cannot be put, whatever will be in it.
+
+    Raises:
+        PackError: there is a link, a file, or a folder that holds something else.
+    """
+    if bundle.is_symlink():
+        raise PackError(f"bundle {bundle} is a link; remove it or give its real place")
+    if not bundle.exists():
+        return
+    if not bundle.is_dir():
+        raise PackError(f"bundle {bundle} is a file; remove it or choose another --out")
+    if others := sorted({child.name for child in bundle.iterdir()} - {MANIFEST_FILE, KERNELS_FILE}):
+        raise PackError(
+            f"bundle {bundle}: the folder also holds {others[0]!r}; move that elsewhere"
+        )
 
 
 def installed_toolchain() -> Toolchain:
@@ -164,6 +184,7 @@ def _merge(
     fingerprint: Fingerprint,
     toolchain: Toolchain,
     template_hashes: Mapping[str, str],
+    is_same: Callable[[Entry], bool],
     entries: dict[object, Entry],
     modules: dict[str, bytes],
 ) -> tuple[tuple[tuple[str, float], ...], Fingerprint]:
@@ -184,11 +205,14 @@ def _merge(
         return old.ceilings, fingerprint
     kept = changed = 0
     for entry in old.entries:
-        if template_hashes.get(entry.family, entry.template_sha256) != entry.template_sha256:
+        if entry.key in entries:
+            continue
+        today = template_hashes.get(entry.family, entry.template_sha256)
+        if today != entry.template_sha256 and not is_same(entry):
             _log.info("%s on %s: template has changed; not kept", entry.variant, entry.problem)
-            changed += entry.key not in entries
-        elif entry.key not in entries:
-            entries[entry.key] = entry
+            changed += 1
+        else:
+            entries[entry.key] = replace(entry, template_sha256=today)
             if not entry.beaten:
                 modules[entry.module_sha256] = bundle.module(entry).spirv
             kept += 1
@@ -258,10 +282,6 @@ def _swap(fresh: Path, target: Path) -> None:
     if not target.exists():
         fresh.rename(target)
         return
-    if others := sorted({child.name for child in target.iterdir()} - {MANIFEST_FILE, KERNELS_FILE}):
-        raise PackError(
-            f"bundle {target}: the folder also holds {others[0]!r}; move that elsewhere"
-        )
     try:
         _exchange(fresh, target)
     except OSError as error:

@@ -22,6 +22,8 @@ from kernelforge_runtime.weights import open_checkpoint
 LOAD_S = 600.0
 TOKEN_S = 30.0
 """A token that takes longer is no competition: the peer is given up."""
+LONG_TOKEN_S = 2.0
+"""As long of each in a test of many: hours of waiting for one that hangs help nobody."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +109,24 @@ class RunningPeer:
         Raises:
             PeerError: see PeerProcess.ask.
         """
-        found = self.process.ask("logits", TOKEN_S * len(tokens), tokens=list(tokens))
-        return np.array(found, np.float32)
+        found = self.process.ask("logits", patience_s(len(tokens)), tokens=list(tokens))
+        try:
+            return np.array(found, np.float32).reshape(-1)
+        except (ValueError, TypeError, OverflowError):
+            raise PeerError("its logits are no list of numbers") from None
 
     def prefill_s(self, tokens: Sequence[int]) -> float:
         """Seconds for a prompt; see `logits` for what it raises."""
-        return float(self.process.ask("prefill", TOKEN_S * len(tokens), tokens=list(tokens)))
+        return self.process.ask_number("prefill", patience_s(len(tokens)), tokens=list(tokens))
 
     def decode_s(self, tokens: Sequence[int]) -> float:
         """Seconds for these tokens one by one; see `logits` for what it raises."""
-        return float(self.process.ask("decode", TOKEN_S * len(tokens), tokens=list(tokens)))
+        return self.process.ask_number("decode", patience_s(len(tokens)), tokens=list(tokens))
+
+
+def patience_s(tokens: int) -> float:
+    """Seconds after which a peer is taken to hang: no competitor is as slow."""
+    return min(TOKEN_S * tokens, max(LOAD_S, LONG_TOKEN_S * tokens))
 
 
 @contextlib.contextmanager
@@ -153,7 +163,7 @@ def open_peer(
     peer.write(source, target)
     process = PeerProcess(peer.worker, folder, python)
     try:
-        label = process.ask("load", LOAD_S, path=str(target), threads=threads)
+        label = process.ask_label("load", LOAD_S, path=str(target), threads=threads)
         yield RunningPeer(name, label, peer.weights, source.stem, model.vocab, same, process)
     finally:
         process.close()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelforge.errors import PeerError
 from kernelforge.measure.fft_wkv import transform_size
 from kernelforge.peers.process import PeerProcess
 
@@ -39,7 +40,7 @@ class RunningFft:
             PeerError: see PeerProcess.ask.
         """
         return {
-            length: float(self._process.ask("bandwidth", CALL_S, nbytes=nbytes, length=length))
+            length: self._process.ask_number("bandwidth", CALL_S, nbytes=nbytes, length=length)
             for length in lengths
         }
 
@@ -54,10 +55,13 @@ class RunningFft:
         for name, values in (("x", x), ("g", g)):
             np.save(paths[name], values.astype(np.float32).reshape(-1, tokens))
         names = {name: str(path) for name, path in paths.items()}
-        taken = self._process.ask("convolve", CALL_S, size=transform_size(tokens), **names)
-        self.spent_s += float(taken)
-        found: NDArray[Any] = np.load(paths["y"])
-        return found.astype(np.float64).reshape(x.shape)
+        size = transform_size(tokens)
+        self.spent_s += self._process.ask_number("convolve", CALL_S, size=size, **names)
+        try:
+            found: NDArray[Any] = np.load(paths["y"])
+            return found.astype(np.float64).reshape(x.shape)
+        except (OSError, ValueError, EOFError) as error:
+            raise PeerError(f"what it convolved cannot be read: {error}") from None
 
 
 @contextlib.contextmanager
@@ -75,7 +79,7 @@ def open_fft(name: str, cpu: bool, python: str | None) -> Iterator[RunningFft]:
     with tempfile.TemporaryDirectory(prefix="kernelforge-fft-") as folder:
         process = PeerProcess("vkfft", Path(folder), python)
         try:
-            label = process.ask("load", START_S, name=name, cpu=cpu)
+            label = process.ask_label("load", START_S, name=name, cpu=cpu)
             yield RunningFft(process, label, Path(folder))
         finally:
             process.close()

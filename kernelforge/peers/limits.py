@@ -32,9 +32,10 @@ def measure_matmul(
     with tempfile.TemporaryDirectory() as folder:
         process = PeerProcess("matmul", Path(folder), python)
         try:
-            label = process.ask("load", START_S, path="", threads=threads)
+            label = process.ask_label("load", START_S, path="", threads=threads)
             gflops = {
-                name: process.ask("matmul", PRODUCT_S, size=size, dtype=name) for name in formats
+                name: process.ask_number("matmul", PRODUCT_S, size=size, dtype=name)
+                for name in formats
             }
         finally:
             process.close()

@@ -11,12 +11,24 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kernelforge.errors import PeerError
+from kernelforge.measure.journal_lines import name
 
 WORKERS = Path(__file__).with_name("workers")
+MOST_BYTES = 64 << 20
+"""Of an answer: fifty times the logits of the largest vocabulary there is."""
+MOST_NUMBER = 1e15
+MOST_WORDS = 400
+LONGEST_LABEL = 200
 _LAST_WORDS = 1 << 16
+_GRACE_S = 5.0
+
+
+def _cut(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class PeerProcess:
@@ -43,7 +55,10 @@ class PeerProcess:
                     stdout=subprocess.PIPE,
                     stderr=words,
                     env={**os.environ, **(environment or {})},
+                    bufsize=0,
                 )
+                assert self._process.stdin is not None
+                os.set_blocking(self._process.stdin.fileno(), False)
             except OSError as error:
                 raise PeerError(f"{python}: cannot be started: {error.strerror}") from None
 
@@ -51,41 +66,97 @@ class PeerProcess:
         """The answer to a request.
 
         Raises:
-            PeerError: it failed, ended, or did not answer in time (and was killed).
+            PeerError: it failed, ended, said something else, or did not answer in time; in the
+                last two cases it was killed.
         """
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
-        line = b""
+        ends = time.monotonic() + timeout_s
+        heard = True
         try:
-            stdin.write(json.dumps({"call": call, **arguments}).encode() + b"\n")
-            stdin.flush()
-            line = self._line(timeout_s)
-        except BrokenPipeError:
-            pass
-        if not line:
-            code = self._process.wait(timeout=10)
-            raise PeerError(f"its process ended with status {code} in {call}: {self._last_words()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise PeerError(str(answer["error"]))
-        return answer["ok"]
+            self._send(json.dumps({"call": call, **arguments}).encode() + b"\n", ends, timeout_s)
+        except BrokenPipeError:  # nobody reads any more: what it said before may tell why
+            heard, timeout_s = False, min(timeout_s, _GRACE_S)
+            ends = time.monotonic() + timeout_s
+        line = self._line(ends, timeout_s)
+        answer = self._answer(call, line) if line else None
+        if not line or not heard:
+            raise PeerError(
+                f"its process ended with status {self._status()} in {call}: {self._last_words()}"
+            )
+        return answer
 
-    def _line(self, timeout_s: float) -> bytes:
+    def ask_number(self, call: str, timeout_s: float, **arguments: Any) -> float:
+        """The answer to a request for a number above 0; see `ask` for what else it raises.
+
+        Raises:
+            PeerError: the answer is none.
+        """
+        found = self.ask(call, timeout_s, **arguments)
+        number = isinstance(found, (int, float)) and not isinstance(found, bool)
+        if not number or not 0 < found < MOST_NUMBER:
+            raise PeerError(f"it answered {call} with {_cut(found)}, expected a number above 0")
+        return float(found)
+
+    def ask_label(self, call: str, timeout_s: float, **arguments: Any) -> str:
+        """The answer to a request for a name; see `ask` for what else it raises.
+
+        Raises:
+            PeerError: the answer is none.
+        """
+        found = self.ask(call, timeout_s, **arguments)
+        if not isinstance(found, str) or not found.strip() or len(found) > LONGEST_LABEL:
+            raise PeerError(f"it answered {call} with {_cut(found)}, expected its name")
+        return name(found)
+
+    def _send(self, data: bytes, ends: float, timeout_s: float) -> None:
+        """Without waiting for ever for a process that does not read."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        left = memoryview(data)
+        while left:
+            self._wait_for(stdin, selectors.EVENT_WRITE, ends, timeout_s)
+            left = left[os.write(stdin.fileno(), left) :]
+
+    def _line(self, ends: float, timeout_s: float) -> bytes:
         """The next line of its standard output, however many pieces it comes in."""
         stdout = self._process.stdout
         assert stdout is not None
-        found, ends = b"", time.monotonic() + timeout_s
+        found = bytearray()
+        while not found.endswith(b"\n"):
+            self._wait_for(stdout, selectors.EVENT_READ, ends, timeout_s)
+            piece = os.read(stdout.fileno(), 1 << 16)
+            if not piece:
+                return b""
+            found += piece
+            if len(found) > MOST_BYTES or b"\n" in piece[:-1]:
+                break  # no answer of a worker's: `_answer` says so
+        return bytes(found)
+
+    def _wait_for(self, pipe: IO[bytes], event: int, ends: float, timeout_s: float) -> None:
         with selectors.DefaultSelector() as selector:
-            selector.register(stdout, selectors.EVENT_READ)
-            while not found.endswith(b"\n"):
-                if not selector.select(max(0.0, ends - time.monotonic())):
-                    self._process.kill()
-                    raise PeerError(f"no answer in {timeout_s:.0f} s")
-                piece = os.read(stdout.fileno(), 1 << 16)
-                if not piece:
-                    return b""
-                found += piece
-        return found
+            selector.register(pipe, event)
+            if not selector.select(max(0.0, ends - time.monotonic())):
+                self._process.kill()
+                raise PeerError(f"no answer in {timeout_s:.0f} s")
+
+    def _answer(self, call: str, line: bytes) -> Any:
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict) or not answer.keys() & {"ok", "error"}:
+            self._process.kill()  # whatever comes next would be taken for the next answer
+            said = _cut(line.decode(errors="replace"))
+            raise PeerError(f"it answered {call} with {said}: is it a Python with the package?")
+        if "error" in answer:
+            raise PeerError(" ".join(str(answer["error"]).split())[:MOST_WORDS])
+        return answer["ok"]
+
+    def _status(self) -> int:
+        """Of a process that says no more: it is ended if it did not end by itself."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout=_GRACE_S)
+        self._process.kill()
+        return self._process.wait()
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
@@ -95,7 +166,7 @@ class PeerProcess:
                 if "panicked at" in line:  # Rust: the reason follows, then a stack
                     return said[at + 1]
             if said:
-                return said[-1]
+                return said[-1][:MOST_WORDS]
         return "it said nothing"
 
     def close(self) -> None:
@@ -104,7 +175,7 @@ class PeerProcess:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
         try:
-            self._process.wait(timeout=5)
+            self._process.wait(timeout=_GRACE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

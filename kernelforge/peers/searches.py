@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelforge.errors import PeerError
 from kernelforge.peers.process import PeerProcess
 from kernelforge.tune.recorded import RecordedSpace, write_cache
 
@@ -49,7 +50,10 @@ class PeerSearches:
             "search", SEARCH_S, strategy=strategy, seed=seed, evaluations=evaluations
         )
         curve = np.full(evaluations, math.inf)
-        curve[: len(times)] = [math.inf if time is None else time for time in times]
+        try:
+            curve[: len(times)] = [math.inf if time is None else time for time in times]
+        except (TypeError, ValueError):
+            raise PeerError(f"what {strategy} found is no list of times") from None
         return np.minimum.accumulate(curve)
 
 
@@ -69,7 +73,7 @@ def kernel_tuner_searches(space: RecordedSpace, python: str | None) -> Iterator[
         write_cache(space, path)
         process = PeerProcess("kernel_tuner_searches", Path(folder), python)
         try:
-            version = process.ask("load", START_S, path=str(path))
+            version = process.ask_label("load", START_S, path=str(path))
             yield PeerSearches(process, version)
         finally:
             process.close()

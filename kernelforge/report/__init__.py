@@ -34,8 +34,6 @@ def write_report(frame: Frame, out: Path) -> list[Path]:
         **{f"{table.name}.csv": table.to_csv() for table in found},
         **render_pictures(frame),
     }
-    paths = write_files(out, texts)
-    for name in (*(f"{name}.csv" for name in TABLES), *PICTURES):
-        if name not in texts:  # what an earlier report had and this one has not
-            (out / name).unlink(missing_ok=True)
-    return paths
+    # What an earlier report had and this one has not.
+    gone = [n for n in (*(f"{name}.csv" for name in TABLES), *PICTURES) if n not in texts]
+    return write_files(out, texts, gone)

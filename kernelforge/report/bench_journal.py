@@ -7,22 +7,27 @@ model is known by its file's stem, a bundle by its slug and hash.
 from __future__ import annotations
 
 import json
-import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernelforge.errors import MeasureError, ReportError
-from kernelforge.measure import statistics
+from kernelforge.errors import ReportError
+from kernelforge.measure import journal_lines, statistics
+from kernelforge.measure.journal_lines import read_lines
+from kernelforge.tune.journal import append_whole
 
 if TYPE_CHECKING:  # it brings the compiler's imports, which a bench can do without
     from kernelforge.measure.baseline import Ceilings
 
-log = logging.getLogger(__name__)
-
 BENCH_FILE = "bench.jsonl"
+LEFT_OUT = "left-out"
+"""Kind of the lines that say which other engines could not be run, and why."""
+LEAST_SPEED, MOST_SPEED = 1e-4, 1e12
+"""Tokens per second that can be: a line that says others was not written by a bench."""
+MOST_US = 1e12
 
 
 @dataclass(frozen=True)
@@ -155,22 +160,49 @@ class BenchRecord:
             ReportError: a field is missing or has a wrong form.
         """
         try:
-            values = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-            for name in ("host_us", "read_gbps"):
-                if values.get(name, 0) is None:
-                    values[name] = math.nan
-            values["tok_per_s"] = tuple(float(v) for v in values["tok_per_s"])
-            values["operations"] = tuple(_operation(o) for o in values.get("operations", ()))
+            values = {f.name: _reader(f)(data[f.name]) for f in fields(cls) if f.name in data}
             return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ReportError(f"no bench record: {type(error).__name__}: {error}") from error
 
 
 def _operation(data: Mapping[str, Any]) -> Operation:
-    us = float(data["us"])
-    if not 0 <= us < math.inf:
-        raise ValueError(f"an operation of {us} us")
-    return Operation(str(data["name"]), str(data["family"]), int(data["count"]), us)
+    us = journal_lines.within(data["us"], 0, MOST_US)
+    return Operation(
+        journal_lines.name(data["name"]),
+        journal_lines.name(data["family"]),
+        journal_lines.whole(data["count"]),
+        us,
+    )
+
+
+def _test(value: object) -> str:
+    found = journal_lines.name(value)
+    if not re.fullmatch(r"(pp|tg)[1-9][0-9]{0,8}", found):
+        raise ValueError(f"a test {found[:20]!r}, expected a form like pp256 or tg64")
+    return found
+
+
+def _speeds(value: Sequence[object]) -> tuple[float, ...]:
+    found = tuple(journal_lines.within(v, LEAST_SPEED, MOST_SPEED) for v in value)
+    if not found:
+        raise ValueError("no repetitions")
+    return found
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "str": journal_lines.name,
+    "int": journal_lines.whole,
+    "float": journal_lines.number,
+    "test": _test,
+    "tok_per_s": _speeds,
+    "operations": lambda value: tuple(_operation(one) for one in value),
+}
+"""By a field's name, or by its type as it is written above."""
+
+
+def _reader(field: Field[Any]) -> Callable[[Any], Any]:
+    return _READ.get(field.name) or _READ[str(field.type)]
 
 
 def paired(tuned: BenchRecord, other: BenchRecord) -> statistics.Interval:
@@ -199,12 +231,7 @@ def append_bench(
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+", buffering=0) as file:
-            if file.tell() > 0:
-                file.seek(-1, 2)
-                if file.read(1) != b"\n":  # what a killed process left half written
-                    text = "\n" + text
-            file.write(text.encode())
+        append_whole(path, text.encode())
     except OSError as error:
         raise ReportError(
             f"cannot write {path}: {error.strerror or error}; name another folder in XDG_DATA_HOME"
@@ -212,23 +239,18 @@ def append_bench(
 
 
 def read_limits(path: Path, kind: str) -> dict[str, Any] | None:
-    """The last record of this kind: `matmul`, another library's matrix products, or `fft`.
+    """The last record of this kind; None where there is none.
 
-    None where there is none.
+    Kinds are `matmul`, another library's matrix products, `fft`, and `LEFT_OUT`.
     """
-    found: dict[str, Any] | None = None
+
+    def wanted(data: dict[str, Any]) -> dict[str, Any] | None:
+        return data if data.get("kind") == kind else None
+
     try:
-        lines = path.read_bytes().split(b"\n")
+        return next(reversed(read_lines(path, wanted, f'"{kind}"', warn=False)), None)
     except OSError:
         return None
-    for line in lines:
-        if f'"{kind}"'.encode() in line:
-            try:
-                data = json.loads(line)
-                found = data if data.get("kind") == kind else found
-            except (ValueError, AttributeError):
-                continue
-    return found
 
 
 def read_bench(path: Path) -> tuple[list[BenchRecord], Ceilings | None]:
@@ -237,25 +259,19 @@ def read_bench(path: Path) -> tuple[list[BenchRecord], Ceilings | None]:
     Raises:
         ReportError: the file exists but cannot be read.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
+    if not path.exists():
         return [], None
-    except OSError as error:
-        raise ReportError(f"cannot read {path}: {error.strerror or error}") from error
     from kernelforge.measure.baseline import Ceilings
 
-    records: list[BenchRecord] = []
-    ceilings: Ceilings | None = None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-            if data["kind"] == "ceilings":
-                ceilings = Ceilings.from_json(data)
-            elif data["kind"] == "bench":
-                records.append(BenchRecord.from_json(data))
-        except (ValueError, TypeError, KeyError, ReportError, MeasureError) as error:
-            log.warning("%s line %d is damaged and was skipped (%s)", path, number, error)
-    return records, ceilings
+    def read(data: dict[str, Any]) -> BenchRecord | Ceilings | None:
+        if data["kind"] == "ceilings":
+            return Ceilings.from_json(data)
+        return BenchRecord.from_json(data) if data["kind"] == "bench" else None
+
+    try:
+        found = read_lines(path, read)
+    except OSError as error:
+        raise ReportError(f"cannot read {path}: {error.strerror or error}") from error
+    records = [one for one in found if isinstance(one, BenchRecord)]
+    ceilings = [one for one in found if isinstance(one, Ceilings)]
+    return records, ceilings[-1] if ceilings else None

@@ -5,10 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from dataclasses import dataclass
 
 NONE = "–"
 """In place of a number that there is not; in CSV the cell is empty."""
+
+
+_MARKUP = re.compile(r"([\\`*<\[|])")
+_ESCAPED = re.compile(r"\\([\\`*<\[|])")
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,20 @@ class Table:
             ["---:" if column.is_number else "---" for column in self.columns],
             *self.rows,
         ]
-        return "\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in lines)
+        return "\n".join(f"| {' | '.join(map(to_markdown, line))} |" for line in lines)
+
+
+def to_markdown(text: str) -> str:
+    """Text as markdown shows it, in one line: names are other people's and may hold markup.
+
+    A picture's address among them would be fetched by whoever looks at the report.
+    """
+    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+
+
+def from_markdown(text: str) -> str:
+    """What `to_markdown` was given."""
+    return _ESCAPED.sub(r"\1", text)
 
 
 def number(value: float, digits: int = 2) -> str:

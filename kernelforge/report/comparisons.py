@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kernelforge.measure.journal_lines import name, whole, within
 from kernelforge.report.bench_journal import BenchRecord, paired
 from kernelforge.report.kernels import KernelRow
 from kernelforge_runtime.abi.problem import Problem
 
 PRODUCTS = ("gemm", "gemm_coop")
+MOST_WORDS = 400
+"""Of a reason: a table is no place for a log."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,10 @@ class MatmulLimits:
         """Reads what `to_json` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError, AttributeError, OverflowError: it is something else.
         """
-        gflops = {str(name): float(value) for name, value in data["gflops"].items()}
-        return cls(str(data["label"]), int(data["size"]), gflops)
+        gflops = {name(key): within(value, 1e-9, 1e12) for key, value in data["gflops"].items()}
+        return cls(name(data["label"]), whole(data["size"]), gflops)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,21 @@ def peer_rows(records: Sequence[BenchRecord], model: str | None = None) -> list[
             row = PeerRow(ours, record, found.ratio, found.low, found.high)
             newest[ours.model, ours.weights, ours.test, record.peer] = row
     return list(newest.values())
+
+
+def left_out(data: Mapping[str, Any] | None, model: str | None = None) -> list[tuple[str, str]]:
+    """Other engines that the last run could not use, each with its reason.
+
+    Args:
+        data: the journal's line; None where there is none.
+        model: only if it is of this one, by its name.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is something else.
+    """
+    if data is None or model not in (None, data["model"]):
+        return []
+    return [(name(peer), name(why[:MOST_WORDS])) for peer, why in data["peers"].items()]
 
 
 @dataclass(frozen=True)

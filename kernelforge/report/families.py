@@ -118,7 +118,8 @@ def family_tables(rows: Sequence[FamilyRow]) -> list[Table]:
             FAMILY_COLUMNS,
             tuple(_family(row) for row in rows),
             "Geometric means over the problems of a family; spread and share are medians. "
-            "Share is of the ceiling that bounds a kernel.",
+            "Share is of the ceiling that bounds a kernel. The generic bundle has no kernels of a "
+            "family without a number there, or none that was timed.",
         ),
         Table(
             "importance",

@@ -1,4 +1,4 @@
-"""Pictures of a family's searches, of a token's time and of batches; placed as in `figures`."""
+"""Pictures of searches, of a token's time, of batches and of formats; placed as in `figures`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kernelforge.report.cells import NONE, number, percent
 from kernelforge.report.families import FamilyRow
 from kernelforge.report.figures import Bar, BarChart, BarRow, History, history
+from kernelforge.report.formats import FormatRow
 from kernelforge.report.operations import REST, TokenTime
 from kernelforge.report.parameters import SHOWN
 from kernelforge.report.serving import ServingRow
@@ -102,6 +103,34 @@ def batch_charts(rows: Sequence[ServingRow], slug: str) -> list[BarChart]:
     return charts
 
 
+def format_charts(rows: Sequence[FormatRow]) -> list[BarChart]:
+    """Per model and text: speed of each weight format, with what it takes and what it costs."""
+    groups: dict[tuple[str, str], list[FormatRow]] = {}
+    for row in rows:
+        groups.setdefault((row.model, row.text), []).append(row)
+    charts = []
+    for (model, text), group in groups.items():
+        most = max(row.tok_per_s for row in group)
+        bars = tuple(
+            BarRow(
+                row.weights,
+                "recommended" if row.recommended else "on the front" if row.pareto else "",
+                f"{number(row.weight_bytes / 1e6, 3)} MB, {row.worse_percent:+.2f} %",
+                (
+                    Bar(
+                        f"{72.0 * row.tok_per_s / most:.2f}",
+                        number(row.tok_per_s, 1),
+                        "tuned" if row.pareto else "default",
+                    ),
+                ),
+            )
+            for row in group
+        )
+        title = f"{model} on {text}: tokens per second, weights, change of perplexity"
+        charts.append(BarChart(title, bars, ()))
+    return charts
+
+
 def _summary(row: FamilyRow) -> str:
     fast = [k.speedup for k in row.kernels if math.isfinite(k.speedup)]
     trials = sum(k.trials for k in row.kernels)
@@ -142,7 +171,11 @@ def _heat(row: FamilyRow) -> HeatFigure | None:
             step = f"h{sum(times > limit for limit in _STEPS)}" if count else ""
             cells.append(HeatCell(number(times) if count else NONE, step, count))
         rows.append((value, tuple(cells)))
-    return HeatFigure(heat.first, heat.second, heat.columns, tuple(rows))
+    if len(rows) <= len(heat.columns):
+        return HeatFigure(heat.first, heat.second, heat.columns, tuple(rows))
+    # Across there is more room than down.
+    turned = zip(heat.columns, zip(*(cells for _, cells in rows), strict=True), strict=True)
+    return HeatFigure(heat.second, heat.first, heat.rows, tuple(turned))
 
 
 def _token(time: TokenTime, slug: str) -> BarChart:

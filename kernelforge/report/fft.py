@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kernelforge.measure.journal_lines import name, whole, within
+
 FAR = 0.15
 """Two bandwidths of one memory that differ by more are worth a look: one of them is wasted."""
 FFT = "fft"
+_GBPS = 1e-9, 1e9
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,14 @@ class FftLimits:
     def crossovers(self) -> list[str]:
         """For each recurrence a line that names the fastest form over the tokens."""
         lines = []
-        for name in dict.fromkeys(form.recurrence for form in self.forms):
+        for recurrence in dict.fromkeys(form.recurrence for form in self.forms):
             best: dict[int, FormTime] = {}
-            for form in (f for f in self.forms if f.recurrence == name):
+            for form in (f for f in self.forms if f.recurrence == recurrence):
                 known = best.get(form.tokens)
                 if known is None or form.ms < known.ms:
                     best[form.tokens] = form
             parts = [f"{form.form} at {tokens}" for tokens, form in sorted(best.items())]
-            lines.append(f"{name}: fastest is {', '.join(parts)} tokens")
+            lines.append(f"{recurrence}: fastest is {', '.join(parts)} tokens")
         return lines
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -110,15 +113,15 @@ class FftLimits:
         """Reads what `to_json` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError, AttributeError, OverflowError: it is something else.
         """
-        gbps = {int(length): float(value) for length, value in data["gbps"].items()}
-        copy = float(data["copy_gbps"])
-        if not gbps or not all(value > 0 for value in (copy, *gbps.values())):
-            raise ValueError("bandwidths are positive numbers")
+        gbps = {int(key): within(value, *_GBPS) for key, value in data["gbps"].items()}
+        if not gbps:
+            raise ValueError("no bandwidth of any length")
         forms = tuple(
-            FormTime(str(f["recurrence"]), int(f["tokens"]), str(f["form"]), float(f["ms"]),
-                     float(f["error"]))
+            FormTime(name(f["recurrence"]), whole(f["tokens"]), name(f["form"]),
+                     within(f["ms"], 0, 1e9), within(f["error"], 0, 1e9))
             for f in data["forms"]
         )  # fmt: skip
-        return cls(str(data["label"]), gbps, copy, forms, str(data["sizes"]))
+        copy = within(data["copy_gbps"], *_GBPS)
+        return cls(name(data["label"]), gbps, copy, forms, name(data["sizes"]))

@@ -7,7 +7,7 @@ to two decimals, so that the same numbers always give the same bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kernelforge.report.cells import microseconds, number, percent
@@ -17,6 +17,10 @@ from kernelforge.report.models import ModelRow
 
 _LONGEST = 86.0
 """Percent of the width that the longest bar takes; the rest is for its label."""
+MOST_BARS = 40
+"""Kernels that a chart shows one by one; of more it shows the families, and each on demand."""
+MOST_DOTS = 2000
+"""Of a search's picture; what improved on the best is always among them."""
 KIND_TITLES = {
     "gemm": "matrix × matrix",
     "gemv": "matrix × vector",
@@ -106,51 +110,106 @@ class History:
     count: int
 
 
+Labelled = tuple[str, str, str, float]
+"""Of one bar: what it is, more of that, a remark, and the value."""
+
+
 def speedups(frame: Frame) -> BarChart | None:
     """Tuned against default: a bar per kernel on a logarithmic axis that starts at 1."""
-    rows = [row for row in frame.kernels if math.isfinite(row.speedup)]
+    return _speedups(
+        [
+            (
+                f"{row.family} {row.precision}",
+                row.problem,
+                f"{microseconds(row.default_ns)} → {microseconds(row.median_ns)} µs",
+                row.speedup,
+            )
+            for row in frame.kernels
+        ]
+    )
+
+
+def shares(frame: Frame) -> BarChart | None:
+    """Share of the measured ceiling that bounds a kernel, a bar per kernel."""
+    return _shares(
+        [
+            (
+                f"{row.family} {row.precision}",
+                row.problem,
+                f"{number(row.rate.gbps)} GB/s, {number(row.rate.gflops)} GFLOP/s",
+                row.rate.share,
+            )
+            for row in frame.kernels
+        ],
+        [row.rate.bound for row in frame.kernels],
+    )
+
+
+def family_speedups(frame: Frame) -> BarChart | None:
+    """The same with a bar per family: the geometric mean; None where a bar per kernel will do."""
+    return _speedups([_mean(*one) for one in _families(frame, lambda row: row.speedup)])
+
+
+def family_shares(frame: Frame) -> BarChart | None:
+    """The same with a bar per family; None where a bar per kernel will do."""
+    groups = _families(frame, lambda row: row.rate.share)
+    bound = {f"{row.family} {row.precision}": row.rate.bound for row in frame.kernels}
+    return _shares(
+        [_mean(*one, scale=100, unit=" %") for one in groups], [bound[one[0]] for one in groups]
+    )
+
+
+def _families(frame: Frame, value: Callable[[KernelRow], float]) -> list[tuple[str, list[float]]]:
+    """Finite values by family and precision; empty where kernels are few enough to show each."""
+    found: dict[str, list[float]] = {}
+    for row in frame.kernels if len(frame.kernels) > MOST_BARS else ():
+        if math.isfinite(value(row)) and value(row) > 0:
+            found.setdefault(f"{row.family} {row.precision}", []).append(value(row))
+    return list(found.items())
+
+
+def _mean(name: str, values: list[float], scale: float = 1, unit: str = "×") -> Labelled:
+    mean = math.exp(math.fsum(map(math.log, values)) / len(values))
+    reach = f"{number(scale * min(values))} to {number(scale * max(values))}{unit}"
+    if len(values) == 1:
+        return name, "1 problem", "", mean
+    return name, f"{len(values)} problems", reach, mean
+
+
+def _speedups(given: Sequence[Labelled]) -> BarChart | None:
+    rows = [row for row in given if math.isfinite(row[3])]
     if not rows:
         return None
-    most = max(2.0, *(row.speedup for row in rows))
+    most = max(2.0, *(row[3] for row in rows))
 
     def at(value: float) -> float:
         return _LONGEST * max(math.log(value), 0.0) / math.log(most)
 
     bars = tuple(
-        BarRow(
-            f"{row.family} {row.precision}",
-            row.problem,
-            f"{microseconds(row.default_ns)} → {microseconds(row.median_ns)} µs",
-            (Bar(_cut(at(row.speedup)), f"{number(row.speedup)}×", "tuned"),),
-        )
-        for row in rows
+        BarRow(head, label, remark, (Bar(_cut(at(value)), f"{number(value)}×", "tuned"),))
+        for head, label, remark, value in rows
     )
     steps = [v for v in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128) if v <= most * 1.001]
     ticks = tuple(Mark(_cut(at(v)), f"{v:g}×") for v in _thin(steps, 6))
     return BarChart("Speedup over the default variant, logarithmic", bars, ticks)
 
 
-def shares(frame: Frame) -> BarChart | None:
-    """Share of the measured ceiling that bounds a kernel, a bar per kernel."""
-    rows = [row for row in frame.kernels if math.isfinite(row.rate.share)]
+def _shares(given: Sequence[Labelled], bounds: Sequence[str]) -> BarChart | None:
+    rows = [
+        (*row, bound) for row, bound in zip(given, bounds, strict=True) if math.isfinite(row[3])
+    ]
     if not rows:
         return None
-    most = max(1.0, *(row.rate.share for row in rows))
+    most = max(1.0, *(row[3] for row in rows))
     shown = min(most, 2.0)  # what sits in a cache must not flatten the rest
     bars = tuple(
         BarRow(
-            f"{row.family} {row.precision}",
-            row.problem,
-            f"{number(row.rate.gbps)} GB/s, {number(row.rate.gflops)} GFLOP/s",
-            (
-                Bar(
-                    _cut(_LONGEST * min(row.rate.share / shown, 1.05)),
-                    f"{percent(row.rate.share)} %",
-                    row.rate.bound,
-                ),
-            ),
+            head,
+            label,
+            remark,
+            (Bar(_cut(_LONGEST * min(share / shown, 1.05)), f"{percent(share)} %", bound),),
         )
-        for row in rows
+        for head, label, remark, share, bound in rows
     )
     ticks = tuple(Mark(_cut(_LONGEST * v / shown), f"{v:.0%}") for v in (0, 0.25, 0.5, 0.75, 1))
     line = Mark(_cut(_LONGEST / shown), "ceiling")
@@ -183,12 +242,12 @@ def _model_chart(model: str, rows: Sequence[ModelRow], slug: str) -> BarChart:
         bars.append(
             BarRow(
                 test,
-                weights,
+                weights + _others(group, slug),
                 f"{number(ratio)}× generic" if math.isfinite(ratio) else "",
                 tuple(
                     Bar(
                         _cut(72.0 * row.record.median / most),
-                        _speed(row, slug),
+                        number(row.record.median),
                         "default" if row.record.is_generic else "tuned",
                     )
                     for row in group
@@ -199,10 +258,11 @@ def _model_chart(model: str, rows: Sequence[ModelRow], slug: str) -> BarChart:
     return BarChart(f"{model}: {what}, tokens per second", tuple(bars), ())
 
 
-def _speed(row: ModelRow, slug: str) -> str:
-    """Tokens per second; the bundle too where the colour does not tell which."""
-    name = row.record.bundle
-    return number(row.record.median) + ("" if name in (slug, "generic") else f" {name}")
+def _others(group: Sequence[ModelRow], slug: str) -> str:
+    """Bundles whose bars no colour tells apart, in the bars' order; the name can break there."""
+    names = [row.record.bundle for row in group]
+    odd = [name for name in names if name not in (slug, "generic")]
+    return f", {' above '.join(names)}" if odd else ""
 
 
 def roofline(frame: Frame) -> Roofline | None:
@@ -259,7 +319,10 @@ def history(row: KernelRow) -> History:
         return _cut(2 + 96 * trial / last), _cut(y)
 
     best, dots, failed, line = math.inf, [], [], ""
+    every = -(-len(row.history) // MOST_DOTS)  # more would only be ink
     for trial, ns in enumerate(row.history):
+        if trial % every and not ns < best:
+            continue
         if not math.isfinite(ns):
             failed.append(f"M{_cut(2 + 96 * trial / last)} 96h0")
             continue

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kernelforge.measure.journal_lines import DAMAGE, name, within
 from kernelforge.report.cells import Column, Table, number
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,15 @@ PARETO_COLUMNS = (
     Column("divergence", "divergence"),
     Column("front", "on the front", False),
 )
+
+
+_LIMITS = {
+    "tok_per_s": (1e-4, 1e12),
+    "weight_bytes": (1, 1e18),
+    "perplexity": (0, 1e12),
+    "worse_percent": (-1e12, 1e12),
+    "divergence": (0, 1e12),
+}
 
 
 @dataclass(frozen=True)
@@ -47,31 +57,43 @@ class FormatRow:
         """Reads one format of a comparison.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError, OverflowError: it is something else.
         """
-        numbers = ("tok_per_s", "weight_bytes", "perplexity", "worse_percent", "divergence")
-        values = {name: float(data[name]) for name in numbers}
+        values = {key: within(data[key], *limits) for key, limits in _LIMITS.items()}
         return cls(
-            model=str(about["model"]),
-            text=str(about["text"]),
-            weights=str(data["weights"]),
+            model=name(about["model"]),
+            text=name(about["text"]),
+            weights=name(data["weights"]),
             pareto=bool(data["pareto"]),
             recommended=bool(data["recommended"]),
             **values,
         )
 
 
-def format_rows(folder: Path, model: str | None = None) -> list[FormatRow]:
-    """Every format of every comparison in a journal folder; none where a file is damaged."""
+def format_rows(folder: Path, model: str | None = None, only: str = "") -> list[FormatRow]:
+    """Every format of every comparison in a journal folder; what is damaged is left out.
+
+    Args:
+        folder: of the journals.
+        model: only of this one, by its name.
+        only: if given, the slug of the device.
+    """
     path = folder / PARETO_FILE
+    rows = []
     try:
         kept = json.loads(path.read_bytes())["comparisons"]
-        rows = [FormatRow.from_json(one, data) for one in kept for data in one["formats"]]
+        whole = [(one, data) for one in kept for data in one["formats"]
+                 if not only or one.get("device", "") in ("", only)]  # fmt: skip
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *DAMAGE) as error:
         log.warning("%s cannot be used: %s: %s", path, type(error).__name__, error)
         return []
+    for about, data in whole:
+        try:
+            rows.append(FormatRow.from_json(about, data))
+        except DAMAGE as error:
+            log.warning("%s: a format was skipped (%s: %s)", path, type(error).__name__, error)
     return [row for row in rows if model is None or Path(row.model).stem == model]
 
 

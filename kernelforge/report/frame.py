@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kernelforge import __version__
-from kernelforge.compile import find_compiler
-from kernelforge.errors import CompileError, MeasureError, ReportError
+from kernelforge.errors import MeasureError, ReportError
 from kernelforge.measure.baseline import Ceilings
+from kernelforge.measure.journal_lines import DAMAGE
 from kernelforge.measure.measurement import Measurement
-from kernelforge.report.bench_journal import BENCH_FILE, BenchRecord, read_bench, read_limits
+from kernelforge.report.bench_journal import (
+    BENCH_FILE,
+    LEFT_OUT,
+    BenchRecord,
+    read_bench,
+    read_limits,
+)
+from kernelforge.report.commands import commands
 from kernelforge.report.comparisons import (
     MatmulLimits,
     PeerRow,
     ProductRow,
+    left_out,
     peer_rows,
     product_rows,
 )
@@ -30,6 +36,7 @@ from kernelforge.report.formats import FormatRow, format_rows
 from kernelforge.report.kernels import KernelRow, kernel_rows
 from kernelforge.report.models import ModelRow, model_rows
 from kernelforge.report.operations import TokenTime, token_times
+from kernelforge.report.provenance import card, commit_of, outcomes, provenance
 from kernelforge.report.serving import ServingRow, serving_rows
 from kernelforge.tune.journal import read_journal
 from kernelforge_runtime.bundle import Bundle, Fingerprint, open_bundle
@@ -38,8 +45,6 @@ log = logging.getLogger(__name__)
 
 JOURNAL_FILE = "journal.jsonl"
 CEILINGS_FILE = "ceilings.json"
-COMMIT_FILE = "commit.txt"
-"""Beside kept measurements: of the checkout that first reported them."""
 CPU_LABEL = "CPU rasteriser"
 """What a device without a GPU is called: its times say nothing about GPUs."""
 
@@ -61,6 +66,7 @@ class Frame:
         kernels: a row per tuned problem.
         models: a row per model bench.
         peers: a row per test that another engine took turns in.
+        left_out: other engines that could not be run, each with its reason.
         products: a row per square matrix product.
         matmul: what another library's product reached; None where not measured.
         families: a row per family and precision.
@@ -83,6 +89,7 @@ class Frame:
     kernels: tuple[KernelRow, ...]
     models: tuple[ModelRow, ...]
     peers: tuple[PeerRow, ...]
+    left_out: tuple[tuple[str, str], ...]
     products: tuple[ProductRow, ...]
     matmul: MatmulLimits | None
     families: tuple[FamilyRow, ...]
@@ -95,6 +102,10 @@ class Frame:
     commands: tuple[str, ...]
 
 
+class NothingToReport(ReportError):  # noqa: N818 - a state of the folder, not a fault
+    """There are no results, which one device of several may be left out for."""
+
+
 def gather(folder: Path, slug: str, bundle: Path | None = None, model: str | None = None) -> Frame:
     """Reads all there is of a device.
 
@@ -105,20 +116,33 @@ def gather(folder: Path, slug: str, bundle: Path | None = None, model: str | Non
         model: show benches of this model only.
 
     Raises:
-        ReportError: there is nothing to report.
+        NothingToReport: there are no results.
+        ReportError: the records are of other devices than this one, or than the bundle's.
         KernelForgeError: a file cannot be read.
     """
     measurements = read_journal(folder / JOURNAL_FILE)
     benches, bench_ceilings = read_bench(folder / BENCH_FILE)
+    there = devices_of(measurements, benches)
+    only = slug if len(there) > 1 else ""
+    if only:
+        measurements, benches = _of_one(folder, slug, there, measurements, benches)
     opened = open_bundle(bundle) if bundle is not None else None
-    ceilings = _ceilings(folder, bench_ceilings, opened)
+    if opened is not None and there and opened.slug not in there:
+        raise ReportError(
+            f"{folder}: records of {', '.join(there)}, but the bundle {bundle} is of "
+            f"{opened.slug}: name the one that belongs to them with --bundle"
+        )
+    ceilings = _ceilings(folder, bench_ceilings, opened, only)
     entries = opened.manifest.entries if opened else ()
     kernels = kernel_rows(measurements, entries, ceilings, generic_variants())
     models = model_rows([bench for bench in benches if not bench.peer], model)
     matmul = _matmul(folder / BENCH_FILE)
-    serving = serving_rows(folder / BENCH_FILE, model)
-    if not kernels and not models and not serving:
-        raise ReportError(nothing(folder))
+    fft = _fft(folder / BENCH_FILE)
+    peers = peer_rows(benches, model)
+    serving = serving_rows(folder / BENCH_FILE, model, only)
+    formats = format_rows(folder, model, only)
+    if not kernels and not models and not serving and not formats:
+        raise NothingToReport(nothing(folder, measurements))
     known = opened.manifest.device if opened else None
     device = _Device.of(slug, known, benches, measurements)
     time = _newest_time(folder)
@@ -128,30 +152,65 @@ def gather(folder: Path, slug: str, bundle: Path | None = None, model: str | Non
         label=CPU_LABEL if device.is_software else f"{device.kind} GPU".strip(),
         is_software=device.is_software,
         driver=device.driver,
-        card=_card(known),
+        card=card(known),
         ceilings=ceilings,
         kernels=tuple(kernels),
         models=tuple(models),
-        peers=tuple(peer_rows(benches, model)),
+        peers=tuple(peers),
+        left_out=_left_out(folder / BENCH_FILE, model),
         products=tuple(product_rows(kernels, matmul)),
         matmul=matmul,
         families=tuple(family_rows(measurements, kernels)),
         tokens=tuple(token_times(models)),
-        formats=tuple(format_rows(folder, model)),
+        formats=tuple(formats),
         serving=tuple(serving),
-        fft=_fft(folder / BENCH_FILE),
+        fft=fft,
         time=time,
-        provenance=_provenance(opened, measurements, benches, time, commit_of(folder)),
-        commands=_commands(slug, kernels, models),
+        provenance=provenance(opened, measurements, kernels, benches, time, commit_of(folder)),
+        commands=commands(slug, kernels, models, peers, (matmul, fft), serving, formats),
     )
 
 
-def nothing(folder: Path) -> str:
-    """Why there is no report, and which commands make data."""
+def nothing(folder: Path, found: Sequence[Measurement] = ()) -> str:
+    """Why there is no report, and which commands make data.
+
+    Args:
+        folder: of the journals.
+        found: measurements that did not come to a winner.
+    """
+    if found:
+        return (
+            f"nothing to report: not one of {len(found)} measurements in {folder} is of a search "
+            f"that came to a winner ({outcomes(found)}); go on: kernelforge tune"
+        )
     return (
         f"nothing to report: no measurements in {folder}; make some: "
         "kernelforge tune --model MODEL, then kernelforge bench MODEL --compare-bundle generic"
     )
+
+
+def devices_of(measurements: Sequence[Measurement], benches: Sequence[BenchRecord]) -> list[str]:
+    """Slugs of the devices that records name, in the order met."""
+    named = [*(m.device for m in measurements), *(b.device for b in benches)]
+    return [*dict.fromkeys(slug for slug in named if slug)]
+
+
+def _of_one(
+    folder: Path,
+    slug: str,
+    there: Sequence[str],
+    measurements: Sequence[Measurement],
+    benches: Sequence[BenchRecord],
+) -> tuple[list[Measurement], list[BenchRecord]]:
+    """What is of this device: times of several do not compare.
+
+    Raises:
+        ReportError: there is nothing of it.
+    """
+    if slug not in there:
+        have = ", ".join(sorted(there))
+        raise ReportError(f"{folder}: records of {have}, none of {slug}: pick one with --device")
+    return [m for m in measurements if m.device == slug], [b for b in benches if b.device == slug]
 
 
 @dataclass(frozen=True)
@@ -182,30 +241,39 @@ class _Device:
         return cls(slug, kind, measurements[-1].driver if measurements else "")
 
 
-def _ceilings(folder: Path, bench: Ceilings | None, bundle: Bundle | None) -> Ceilings | None:
-    """Of the tuning run first: its kernels are what is held against them."""
+def _ceilings(
+    folder: Path, bench: Ceilings | None, bundle: Bundle | None, only: str
+) -> Ceilings | None:
+    """Of the tuning run first: its kernels are what is held against them.
+
+    Args:
+        folder: of the journals.
+        bench: the last ones of the benches.
+        bundle: which may have kept its own.
+        only: if given, the device that they must be of.
+    """
     path = folder / CEILINGS_FILE
+    found = [bench]
     try:
-        return Ceilings.from_json(json.loads(path.read_bytes()))
+        found.insert(0, Ceilings.from_json(json.loads(path.read_bytes())))
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, TypeError, MeasureError) as error:
+    except (OSError, *DAMAGE) as error:
         log.warning("%s cannot be used: %s", path, error)
-    if bench is None and bundle is not None and bundle.manifest.ceilings:
+    if bundle is not None and bundle.manifest.ceilings:
         try:
-            return Ceilings.from_json(
-                {"device": bundle.slug, "driver": "", "clock": "", **dict(bundle.manifest.ceilings)}
-            )
+            of_bundle = {**dict(bundle.manifest.ceilings), "device": bundle.slug}
+            found.append(Ceilings.from_json({"driver": "", "clock": "", **of_bundle}))
         except MeasureError as error:
             log.info("%s: %s", bundle.path, error)
-    return bench
+    return next((c for c in found if c is not None and c.device in ("", only or c.device)), None)
 
 
 def _matmul(path: Path) -> MatmulLimits | None:
     data = read_limits(path, "matmul")
     try:
         return MatmulLimits.from_json(data) if data else None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except DAMAGE as error:
         log.warning("%s: a record of matrix products cannot be used: %s", path, error)
         return None
 
@@ -214,9 +282,17 @@ def _fft(path: Path) -> FftLimits | None:
     data = read_limits(path, "fft")
     try:
         return FftLimits.from_json(data) if data else None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except DAMAGE as error:
         log.warning("%s: a record of VkFFT cannot be used: %s", path, error)
         return None
+
+
+def _left_out(path: Path, model: str | None) -> tuple[tuple[str, str], ...]:
+    try:
+        return tuple(left_out(read_limits(path, LEFT_OUT), model))
+    except DAMAGE as error:
+        log.warning("%s: a record of other engines cannot be used: %s", path, error)
+        return ()
 
 
 def _newest_time(folder: Path) -> str:
@@ -230,105 +306,3 @@ def _newest_time(folder: Path) -> str:
     if found or not written:
         return max(found, default="")
     return datetime.fromtimestamp(max(written), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _card(known: Fingerprint | None) -> tuple[tuple[str, str], ...]:
-    if known is None:
-        return ()
-    size, smallest, largest = known.subgroup
-    limits = dict(known.limits)
-    subgroup = str(size) if smallest == largest else f"{size} ({smallest} to {largest})"
-    facts = [("Processor", known.processor)] if known.processor else []
-    facts += [
-        ("Subgroup size", subgroup),
-        ("Invocations per workgroup", f"{limits['max_workgroup_invocations']}"),
-        ("Shared memory", f"{int(str(limits['max_shared_memory'])) / 1024:.0f} KiB"),
-        ("Largest binding", f"{int(str(limits['max_storage_buffer'])) / 2**20:.0f} MiB"),
-        ("Features", ", ".join(f.replace("_", " ") for f in sorted(known.features)) or "none"),
-    ]
-    return tuple(facts)
-
-
-def _provenance(
-    bundle: Bundle | None,
-    measurements: Sequence[Measurement],
-    benches: Sequence[BenchRecord],
-    time: str,
-    commit: str,
-) -> tuple[tuple[str, str], ...]:
-    if bundle is not None:
-        compiler = bundle.manifest.toolchain.glslang
-        compiled = f"{compiler} {' '.join(bundle.manifest.toolchain.flags)}".strip()
-    else:
-        try:
-            compiled = find_compiler().version
-        except CompileError:
-            compiled = "none found"
-    records = [f"{len(measurements)} kernel measurements"] if measurements else []
-    records += [f"{len(benches)} model benches"] if benches else []
-    facts = [
-        ("Newest record", time or "none has a date"),
-        ("Records", ", ".join(records) or "the bundle's own"),
-        ("KernelForge", __version__),
-        ("Commit", commit or "not a checkout"),
-        ("glslang", compiled),
-        ("Bundle", f"{bundle.slug}, {len(bundle.manifest.entries)} kernels" if bundle else "none"),
-        ("Bundle sha256", bundle.sha256 if bundle else "none"),
-    ]
-    return tuple(facts)
-
-
-def commit_of(folder: Path) -> str:
-    """The commit kept with the measurements, else this checkout's; "" of an installed copy."""
-    try:
-        kept = (folder / COMMIT_FILE).read_text(encoding="ascii", errors="replace").strip()
-        return kept if re.fullmatch(r"[0-9a-f]{7,40}", kept) else ""
-    except OSError:
-        return _commit()
-
-
-def _commit() -> str:
-    """The checkout's commit; "" where this is an installed copy."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return ""
-    command = ["git", "-c", f"safe.directory={root}", "rev-parse", "--short=12", "HEAD"]
-    try:
-        done = subprocess.run(
-            command, cwd=root, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _commands(
-    slug: str, kernels: Sequence[KernelRow], models: Sequence[ModelRow]
-) -> tuple[str, ...]:
-    """What to type to measure the same again."""
-    by_model: dict[str, list[BenchRecord]] = {}
-    for row in models:
-        by_model.setdefault(row.record.model, []).append(row.record)
-    tune, bench = [], []
-    for model, records in by_model.items():
-        shape = model.removeprefix("random-")
-        target = f"--shape {shape}" if shape != model else f"{model}.safetensors"
-        weights = ",".join(dict.fromkeys(r.weights for r in records))
-        lengths = {kind: _lengths(records, kind) for kind in ("pp", "tg")}
-        repetitions = max(len(r.tok_per_s) for r in records)
-        turns = any(row.in_turns and row.record.model == model for row in models)
-        compared = " --compare-bundle generic" if turns else ""
-        bench.append(
-            f"kernelforge bench {target} --device {slug} --weights {weights} "
-            f"--pp {lengths['pp']} --tg {lengths['tg']} --reps {repetitions}{compared}"
-        )
-        source = target if shape != model else f"--model {target}"
-        tune.append(f"kernelforge tune --device {slug} {source} --weights {weights}")
-    if not tune:
-        tune = [f"kernelforge tune --device {slug} --model MODEL"]
-    return (*(tune if kernels else ()), *bench, f"kernelforge report --device {slug}")
-
-
-def _lengths(records: Sequence[BenchRecord], kind: str) -> str:
-    found = sorted({int(r.test[2:]) for r in records if r.test.startswith(kind)})
-    return ",".join(map(str, found)) or "0"

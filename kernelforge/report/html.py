@@ -10,7 +10,12 @@ from markupsafe import Markup
 
 from kernelforge.report import figures, summary
 from kernelforge.report.cells import Table, number
-from kernelforge.report.family_figures import batch_charts, family_figures, token_charts
+from kernelforge.report.family_figures import (
+    batch_charts,
+    family_figures,
+    format_charts,
+    token_charts,
+)
 from kernelforge.report.frame import Frame
 from kernelforge.report.tables import TABLES
 
@@ -25,8 +30,11 @@ def render_page(frame: Frame, tables: list[Table]) -> str:
         "speedups": figures.speedups(frame),
         "roofline": figures.roofline(frame),
         "shares": figures.shares(frame),
+        "family_speedups": figures.family_speedups(frame),
+        "family_shares": figures.family_shares(frame),
         "families": family_figures(frame.families),
         "batches": batch_charts(frame.serving, frame.slug),
+        "formats": format_charts(frame.formats),
         "tokens": token_charts(frame.tokens, frame.slug),
     }
     return render(
@@ -58,12 +66,15 @@ def _sections(
         ("serving", "Serving", tables["serving"]),
         ("tokens", "A token's time", charts["tokens"]),
         ("formats", "Weight formats", tables["formats"]),
-        ("peers", "Other engines", tables["peers"]),
+        ("peers", "Other engines", tables["peers"] or tables["left_out"]),
+        ("products", "Products", tables["products"]),
         ("speedups", "Speedups", charts["speedups"]),
         ("roofline", "Roofline", charts["roofline"]),
         ("families", "Families", tables["families"]),
+        ("searches", "Searches", charts["families"]),
         ("kernels", "Kernels", tables["kernels"]),
         ("device", "Device", True),
+        ("fft", "VkFFT", tables["fft"]),
         ("provenance", "Provenance", True),
     )
     return [(anchor, title) for anchor, title, there in wanted if there]

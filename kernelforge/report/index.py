@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from kernelforge.report.cells import from_markdown
 from kernelforge.report.html import render
 from kernelforge.report.writing import write_files
 
@@ -60,16 +61,18 @@ def find_entries(root: Path) -> list[Entry]:
 def _entry(folder: Path, page: str) -> Entry:
     text = _text(folder / page.replace(".html", ".md"))
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
-    facts = tuple(re.findall(r"^\* \*\*(.+?)\*\* (.+)$", text, re.MULTILINE))
+    found = re.findall(r"^\* \*\*(.+?)\*\* (.+)$", text, re.MULTILINE)
+    facts = tuple((value, from_markdown(words)) for value, words in found)
     if page == "compare.html":
-        facts = tuple(("", line) for line in re.findall(r"^\* ([^*].*)$", text, re.MULTILINE))
+        said = re.findall(r"^\* ([^*].*)$", text, re.MULTILINE)
+        facts = tuple(("", from_markdown(line)) for line in said)
     others = sorted(
         p.name
         for p in folder.iterdir()
         if p.is_file() and p.suffix in (".md", ".csv", ".html", ".json") and p.name != page
     )
     return Entry(
-        title[1] if title else folder.name,
+        from_markdown(title[1]) if title else folder.name,
         {"report.html": "device", "compare.html": "comparison"}.get(page, "study"),
         facts[:_MOST_FACTS],
         tuple((name, quote(f"{folder.name}/{name}")) for name in (page, *others)),

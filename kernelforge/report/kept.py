@@ -13,7 +13,9 @@ from pathlib import Path
 from kernelforge.errors import ReportError
 from kernelforge.report.bench_journal import BENCH_FILE
 from kernelforge.report.formats import PARETO_FILE
-from kernelforge.report.frame import CEILINGS_FILE, COMMIT_FILE, JOURNAL_FILE, commit_of
+from kernelforge.report.frame import CEILINGS_FILE, JOURNAL_FILE
+from kernelforge.report.provenance import COMMIT_FILE, commit_of
+from kernelforge.report.writing import write_files
 
 FOLDER = "measured"
 MAX_BYTES = 256 << 20
@@ -27,25 +29,17 @@ def keep(journals: Path, out: Path) -> list[Path]:
     Raises:
         ReportError: one cannot be read or written.
     """
-    folder = out / FOLDER
-    kept = []
+    found: dict[str, str | bytes] = {}
     try:
         for name in _FILES:
-            if not (journals / name).is_file():
-                continue
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{name}.gz"
-            partial = folder / f".{name}.part"
-            partial.write_bytes(gzip.compress((journals / name).read_bytes(), mtime=0))
-            partial.replace(path)
-            kept.append(path)
-        if kept:
-            commit = folder / COMMIT_FILE
-            commit.write_text(f"{commit_of(journals)}\n", encoding="ascii")
-            kept.append(commit)
+            if (journals / name).is_file():
+                found[f"{name}.gz"] = gzip.compress((journals / name).read_bytes(), mtime=0)
     except OSError as error:
-        raise ReportError(f"{folder}: measurements cannot be kept: {error.strerror}") from error
-    return kept
+        raise ReportError(f"{journals}: cannot be read: {error.strerror or error}") from error
+    if not found:
+        return []
+    found[COMMIT_FILE] = f"{commit_of(journals)}\n"
+    return write_files(out / FOLDER, found)
 
 
 def has_kept(out: Path) -> bool:

@@ -7,20 +7,26 @@ asked; a bundle alone still tells the winner, its time and the default's.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kernelforge.errors import SpaceError
 from kernelforge.families import get_family
 from kernelforge.measure.measurement import Measurement
 from kernelforge.measure.roofline import HasCeilings, Rate, rate
+from kernelforge.measure.statistics import median
+from kernelforge.tune.crossing import PHASE
 from kernelforge.tune.finals import choose
 from kernelforge.tune.objective import first_good
+from kernelforge.tune.saving import Saving, saving_of
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle import Entry
 from kernelforge_runtime.errors import KernelForgeError
 
 Key = tuple[str, str, str]
+CROSSED = "this run"
+"""Origin of a winner that was another problem's."""
 NO_RATE = Rate(math.nan, math.nan)
 
 
@@ -39,9 +45,13 @@ class KernelRow:
         clock: "timestamp" or "host"; empty where a bundle is all there is.
         good_trial: number, from 1, of the trial that first came to 95 % of the winner's speed; 0
             where unknown.
+        saving: what was known from elsewhere saved the search; None where that cannot be told.
         origin: who proposed the winner, see `Measurement`; empty where unknown.
         samples: behind the median; 0 where unknown.
         generic_ns: time of the generic bundle's kernel; NaN where it was not measured here.
+        seed: of the inputs that the winner was verified with: no two measurements share it; 0 where
+            unknown.
+        timed: by their parameters, what else was measured with the winner, and it: seed and ns.
     """
 
     family: str
@@ -58,9 +68,12 @@ class KernelRow:
     rate: Rate = NO_RATE
     clock: str = ""
     good_trial: int = 0
+    saving: Saving | None = None
     origin: str = ""
     samples: int = 0
     generic_ns: float = math.nan
+    seed: int = 0
+    timed: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -117,9 +130,10 @@ def _from_journal(
     generic: Set[str],
 ) -> KernelRow | None:
     finals = _last_finals(group)
-    best = choose(finals)
-    if best is None:
+    own = choose(finals)
+    if own is None:
         return None
+    best = _crossed(group, own)
     known = next((m.template_sha256 for m in finals if m.template_sha256), "")
     found = [
         m
@@ -131,7 +145,7 @@ def _from_journal(
         *key,
         variant=_parameters(best.variant),
         median_ns=best.median_ns,
-        spread_ns=best.spread_ns,
+        spread_ns=_spread_ns(best),
         default_ns=finals[0].median_ns if finals[0].ok else math.nan,
         trials=len(found),
         failed=sum(not m.ok for m in found),
@@ -140,9 +154,14 @@ def _from_journal(
         rate=_rate(cost, best.median_ns, ceilings),
         clock=best.clock,
         good_trial=first_good(found, best.variant),
-        origin=next((m.origin for m in found if m.variant == best.variant), ""),
+        saving=saving_of(found, best.variant),
+        origin=CROSSED
+        if best is not own
+        else next((m.origin for m in found if m.variant == best.variant), ""),
         samples=len(best.samples_ns),
         generic_ns=_of_generic(group, finals, generic),
+        seed=best.seed,
+        timed=_timed(group, finals),
     )
 
 
@@ -157,6 +176,7 @@ def _from_entry(entry: Entry, ceilings: HasCeilings | None) -> KernelRow:
         spread_ns=entry.spread_ns,
         default_ns=entry.default_ns if entry.default_ns > 0 else math.nan,
         trials=entry.trials,
+        seed=entry.verified.seed,
         cost=cost,
         rate=_rate(cost, entry.median_ns, ceilings),
     )
@@ -173,18 +193,49 @@ def _of_generic(
     return math.nan
 
 
+def _timed(
+    group: Sequence[Measurement], finals: Sequence[Measurement]
+) -> dict[str, tuple[int, float]]:
+    others = [m for m in group if m.phase == PHASE]
+    return {_parameters(m.variant): (m.seed, m.median_ns) for m in [*others, *finals] if m.ok}
+
+
+def _crossed(group: Sequence[Measurement], own: Measurement) -> Measurement:
+    """The winner of another problem where that was faster here than the own one, else the own.
+
+    It was timed in turns with the own one after its finals, and stands on the scale of these; it
+    is what a bundle has of this problem. What older finals were compared with does not count.
+    """
+    after: list[Measurement] = []
+    for m in group:
+        if m.phase == "final":
+            after.clear()
+        elif m.phase == PHASE and m.ok and (m.driver, m.template_sha256) == (
+            own.driver, own.template_sha256
+        ):  # fmt: skip
+            after.append(m)
+    return min([own, *after], key=lambda m: m.median_ns)
+
+
+def _spread_ns(measurement: Measurement) -> float:
+    """On the median's scale, which the samples of a crossed winner are not on."""
+    middle = median(measurement.samples_ns)
+    scale = measurement.median_ns / middle if middle > 0 else 1.0
+    return measurement.spread_ns * scale
+
+
 def _last_finals(group: Sequence[Measurement]) -> list[Measurement]:
     """The last round of finals: the default's first, each variant once."""
-    finals: list[Measurement] = []
+    finals: dict[str, Measurement] = {}
     ended = True
     for measurement in group:
         if measurement.phase != "final":
             ended = True
             continue
-        if ended or any(m.variant == measurement.variant for m in finals):
-            finals, ended = [], False
-        finals.append(measurement)
-    return finals
+        if ended or measurement.variant in finals:
+            finals, ended = {}, False
+        finals[measurement.variant] = measurement
+    return [*finals.values()]
 
 
 def _rate(cost: tuple[float, float] | None, ns: float, ceilings: HasCeilings | None) -> Rate:
@@ -198,9 +249,10 @@ def _cost(family: str, precision: str, problem: str) -> tuple[float, float] | No
         sizes = declared.completed(Problem.parse(problem))
         if declared.refuses(sizes) is not None:
             return None
-        return declared.cost(sizes, declared.precision(precision))
-    except (KernelForgeError, KeyError):
-        return None
+        flops, moved = declared.cost(sizes, declared.precision(precision))
+        return float(flops), float(moved)
+    except (KernelForgeError, KeyError, ValueError, ArithmeticError):
+        return None  # a line may be of another time, or of somebody else's making
 
 
 def _in_order(family: str, problem: Problem) -> Problem:
@@ -217,7 +269,10 @@ def _plain(problem: str) -> str:
 
 
 def _order(problem: str) -> list[tuple[str, int]]:
-    return [(term[:1], int(term[1:] or 0)) for term in problem.split(".")]
+    """By dimensions and their sizes; what has another form by its text."""
+    found = [re.fullmatch(r"([A-Z])([0-9]{1,18})", term) for term in problem.split(".")]
+    return [(m[1], int(m[2])) if m else (term, 0)
+            for m, term in zip(found, problem.split("."), strict=True)]  # fmt: skip
 
 
 def _parameters(variant: str) -> str:

@@ -54,7 +54,7 @@ def row(scored: Scored) -> list[str]:
         scored.space,
         scored.strategy,
         str(scored.seeds),
-        f"{scored.score:.3f}",
+        f"{scored.score:.3f}" if math.isfinite(scored.score) else NONE,
         f"{scored.spread:.3f}" if math.isfinite(scored.spread) else NONE,
         *(f"{scored.share_at[mark]:.3f}" for mark in MARKS),
         f"{needed:.0f}" if math.isfinite(needed) else NONE,
@@ -68,13 +68,16 @@ def summary_rows(found: Sequence[Scored]) -> list[list[str]]:
     rows = []
     for name in dict.fromkeys(scored.strategy for scored in found):
         mine = [scored for scored in found if scored.strategy == name]
-        worst = min(mine, key=lambda scored: scored.score)
         halves = sorted(scored.share_at[50] for scored in mine)
         middle = (halves[(len(halves) - 1) // 2] + halves[len(halves) // 2]) / 2
-        mean = math.fsum(scored.score for scored in mine) / len(mine)
-        rows.append((mean, [
-            name, f"{mean:.3f}", f"{worst.score:.3f}", worst.space, f"{middle:.3f}", worst.searcher,
-        ]))  # fmt: skip
+        # Where all are as fast there is no P, and nothing to average.
+        told = [scored for scored in mine if math.isfinite(scored.score)]
+        mean, cells = -math.inf, [NONE, NONE, NONE]
+        if told:
+            worst = min(told, key=lambda scored: scored.score)
+            mean = math.fsum(scored.score for scored in told) / len(told)
+            cells = [f"{mean:.3f}", f"{worst.score:.3f}", worst.space]
+        rows.append((mean, [name, *cells, f"{middle:.3f}", mine[0].searcher]))
     return [cells for _, cells in sorted(rows, key=lambda pair: -pair[0])]
 
 
@@ -111,7 +114,9 @@ def _markdown(found: Sequence[Scored], command: str) -> str:
         _COLUMNS.format(good=f"{100 * GOOD:.0f} %", last=max(MARKS), none=NONE),
     ]
     for space in spaces:
-        best_first = sorted(found, key=lambda scored: -scored.score)
+        best_first = sorted(
+            found, key=lambda scored: -scored.score if math.isfinite(scored.score) else 0
+        )
         cells = [row(scored)[1:] for scored in best_first if scored.space == space]
         lines += [f"\n### {space}\n", _table(space, HEADERS[1:], cells)]
     return "\n".join(lines) + "\n"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from kernelforge.measure import statistics
+from kernelforge.measure.journal_lines import name, read_lines, whole, within
 from kernelforge.report.bench_journal import append_bench
 from kernelforge.report.cells import NONE, Column, Table, number, percent
 
-log = logging.getLogger(__name__)
-
 SERVING = "serving"
 """Kind of the journal's lines."""
+UNITS = ("tok/s", "s")
+LEAST, MOST = 1e-6, 1e12
+"""Between which every sample is, in either unit."""
 SERVING_COLUMNS = (
     Column("model", "model", False),
     Column("weights", "weights", False),
@@ -69,21 +69,26 @@ class ServingRow:
         Raises:
             KeyError, TypeError, ValueError: it is something else.
         """
-        samples = tuple(float(value) for value in data["samples"])
-        if not samples or not all(0 < value < math.inf for value in samples):
-            raise ValueError(f"samples of {data['test']!r} are no numbers above 0")
+        samples = tuple(within(value, LEAST, MOST) for value in data["samples"])
+        if not samples:
+            raise ValueError("a test without samples")
+        unit, sequences = name(data["unit"]), whole(data["batch"])
+        if unit not in UNITS or not sequences:
+            raise ValueError(f"{sequences} sequences in {unit[:20]!r}")
         return cls(
             model=model,
-            weights=str(data["weights"]),
-            bundle=str(data["bundle"]),
-            test=str(data["test"]),
-            sequences=int(data["batch"]),
-            unit=str(data["unit"]),
+            weights=name(data["weights"]),
+            bundle=name(data["bundle"]),
+            test=name(data["test"]),
+            sequences=sequences,
+            unit=unit,
             samples=samples,
         )
 
 
-def append_serving(path: Path, time: str, model: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def append_serving(
+    path: Path, time: str, model: str, rows: Sequence[Mapping[str, Any]], device: str = ""
+) -> None:
     """Adds what one run measured.
 
     Args:
@@ -91,37 +96,39 @@ def append_serving(path: Path, time: str, model: str, rows: Sequence[Mapping[str
         time: when the run began, UTC, ISO 8601.
         model: stem of the file's name.
         rows: plain data: `weights`, `bundle`, `test`, `batch`, `unit`, `samples`.
+        device: its slug.
 
     Raises:
         ReportError: the file cannot be written.
     """
-    append_bench(path, [], limits={SERVING: {"time": time, "model": model, "rows": [*rows]}})
+    line = {"time": time, "model": model, "device": device, "rows": [*rows]}
+    append_bench(path, [], limits={SERVING: line})
 
 
-def serving_rows(path: Path, model: str | None = None) -> list[ServingRow]:
+def serving_rows(path: Path, model: str | None = None, only: str = "") -> list[ServingRow]:
     """The newest of every test, in the order measured; damaged lines are skipped with a warning.
 
     Args:
         path: of the bench journal; need not exist.
         model: only this one, by its name.
+        only: if given, the slug of the device.
     """
-    newest: dict[tuple[str, str, str, str], ServingRow] = {}
+
+    def read(data: Mapping[str, Any]) -> list[ServingRow] | None:
+        if data["kind"] != SERVING or (only and data.get("device", "") not in ("", only)):
+            return None
+        return [ServingRow.from_json(name(data["model"]), one) for one in data["rows"]]
+
     try:
-        lines = path.read_bytes().split(b"\n")
+        found = read_lines(path, read, f'"{SERVING}"')
     except OSError:
         return []
-    for place, line in enumerate(lines, 1):
-        if b'"serving"' not in line:
-            continue
-        try:
-            data = json.loads(line)
-            if data["kind"] != SERVING:
-                continue
-            for row in [ServingRow.from_json(str(data["model"]), one) for one in data["rows"]]:
-                if model in (None, row.model):
-                    newest[row.model, row.weights, row.bundle, row.test] = row
-        except (ValueError, TypeError, KeyError) as error:
-            log.warning("%s line %d is damaged and was skipped (%s)", path, place, error)
+    newest = {
+        (row.model, row.weights, row.bundle, row.test): row
+        for rows in found
+        for row in rows
+        if model in (None, row.model)
+    }
     return [_beside_one(row, newest) for row in newest.values()]
 
 

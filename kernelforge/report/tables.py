@@ -71,6 +71,10 @@ PEER_COLUMNS = (
     Column("ratio", "ratio"),
     Column("ratio_interval", "95 % interval", False),
 )
+LEFT_OUT_COLUMNS = (
+    Column("peer", "other engine", False),
+    Column("reason", "reason", False),
+)
 PRODUCT_COLUMNS = (
     Column("family", "family", False),
     Column("precision", "type", False),
@@ -102,7 +106,7 @@ HISTORY_COLUMNS = (
 TABLES = (
     "kernels", "models", "peers", "products", "ceilings", "history", "families", "importance",
     "heat", "operations", "formats", "fft",
-    "serving",
+    "serving", "left_out",
 )  # fmt: skip
 """Names of all tables that a report can have."""
 
@@ -113,7 +117,7 @@ def tables(frame: Frame) -> list[Table]:
     found = [make(frame) for make in makers]
     found += family_tables(frame.families)
     found += [operation_table(frame.tokens), serving_table(frame.serving)]
-    found += [format_table(frame.formats), fft_table(frame)]
+    found += [format_table(frame.formats), fft_table(frame), left_out_table(frame)]
     return [table for table in found if table.rows]
 
 
@@ -152,6 +156,17 @@ def peer_table(frame: Frame) -> Table:
         tuple(_peer(row) for row in frame.peers),
         "Both on this machine, A B A B; the ratio is the median of the pairs, above 1 where ours "
         "is faster. An engine that does not know the version runs another model of the same sizes.",
+    )
+
+
+def left_out_table(frame: Frame) -> Table:
+    """A row per engine that could not be run."""
+    return Table(
+        "left_out",
+        "Other engines that were left out",
+        LEFT_OUT_COLUMNS,
+        frame.left_out,
+        "What the last run beside other engines said of those that it could not use.",
     )
 
 

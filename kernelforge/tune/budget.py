@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ class Budget:
     """Limits of a tuning run; whichever is reached first ends it.
 
     Attributes:
-        trials: per problem; a variant that is built or rejected counts as one.
+        trials: per problem, never more; a variant that is built or rejected counts as one. Finals
+            and crossing come on top.
         seconds: for the whole run; None for no limit.
         profile: "quick" or "full": also decides how carefully finalists are compared.
     """
@@ -33,8 +35,8 @@ class Budget:
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise TuneError(f"--trials {self.trials}: use 1 or more")
-        if self.seconds is not None and self.seconds <= 0:
-            raise TuneError(f"--seconds {self.seconds}: use more than 0")
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise TuneError(f"--seconds {self.seconds}: use more than 0, or none for no limit")
 
     @classmethod
     def of(
@@ -64,6 +66,13 @@ class Budget:
     def rounds(self) -> int:
         """Rounds of that interleaved measurement."""
         return 7 if self.profile == "quick" else 15
+
+    @property
+    def finals_s(self) -> float:
+        """Seconds for it: a tenth of the problem's time, between one and eight."""
+        if self.seconds is None:
+            return 4.0 if self.profile == "quick" else 8.0
+        return min(8.0, max(1.0, 0.1 * self.seconds))
 
 
 class Deadline:

@@ -62,26 +62,55 @@ def cross(
         The results, in their order; those that were not reached are as they were.
     """
     deadline = Deadline(seconds)
-    found = []
-    for result in results:
+    found = list(results)
+    # There may not be time for all: first those whose own search came off worst.
+    gains = promises(results, family_of)
+    for place in sorted(range(len(found)), key=lambda i: -gains[i]):
+        result = found[place]
         family = family_of(result.family)
         wanted = [] if deadline.reached else missing(result, results, family, info)
         if not wanted:
-            found.append(result)
             continue
         try:
             with bench_for(result) as bench:
                 added = _in_turns(bench, result, family, wanted)
         except KernelForgeError as error:  # the winners that there are remain good
             log.warning("%s %s: not compared with others: %s", family.name, result.problem, error)
-            found.append(result)
             continue
         for measurement in added:
             journal.append(measurement)
         # One that is faster beyond noise is what this problem's own search missed.
         best = min((m for m in (result.best, *added) if m.ok), key=lambda m: m.median_ns)
-        found.append(replace(result, best=best, finalists=(*result.finalists, *added)))
+        found[place] = replace(result, best=best, finalists=(*result.finalists, *added))
     return found
+
+
+def promises(
+    results: Sequence[TuneResult], family_of: Callable[[str], KernelFamily]
+) -> list[float]:
+    """How many times as fast the winners of other problems may be, of the layout most to gain.
+
+    One number per result, 1 where nothing is to be gained. What another problem's winner would take
+    is guessed from what both cost: a search that ran out of time may have found next to nothing of
+    a layout that the model needs all the same.
+    """
+    known = []
+    for result in results:
+        family = family_of(result.family)
+        cost = family.cost(result.problem, family.precision(result.precision))
+        known.append(
+            ((result.family, result.precision), cost, _times_of_each_layout(result, family))
+        )
+    gains = []
+    for what, here, own in known:
+        gain = 1.0
+        for other, there, times in known:
+            larger = max((a / b for a, b in zip(here, there, strict=True) if b > 0), default=1.0)
+            for kind in own.keys() & times.keys() if other == what and larger > 0 else ():
+                if times[kind] > 0:
+                    gain = max(gain, own[kind] / (times[kind] * larger))
+        gains.append(gain)
+    return gains
 
 
 def missing(
@@ -130,6 +159,14 @@ def _best_of_each_layout(result: TuneResult, family: KernelFamily) -> list[Measu
     for measurement in (m for m in chosen if m.ok):
         best.setdefault(kind_of(signature_of(family, precision, measurement)), measurement)
     return list(best.values())
+
+
+def _times_of_each_layout(result: TuneResult, family: KernelFamily) -> dict[Any, float]:
+    precision = family.precision(result.precision)
+    return {
+        kind_of(signature_of(family, precision, m)): m.median_ns
+        for m in _best_of_each_layout(result, family)
+    }
 
 
 def _trial_ns(result: TuneResult, winner: Measurement) -> float:

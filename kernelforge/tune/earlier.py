@@ -7,11 +7,13 @@ timed on yesterday's problems, and the other way round.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from kernelforge.errors import SpaceError
+from kernelforge.errors import RenderError, SpaceError
 from kernelforge.family import KernelFamily
-from kernelforge.measure.measurement import Measurement
+from kernelforge.measure.measurement import Measurement, Outcome
+from kernelforge.stale import renders_as
 from kernelforge.tune.crossing import PHASE
 from kernelforge.tune.every_layout import signature_of
 from kernelforge.tune.finals import choose
@@ -44,8 +46,9 @@ def earlier_results(
 ) -> list[TuneResult]:
     """Results of earlier runs, for the problems that the bundle holds and this run did not tune.
 
-    Only finals of the same device, driver and template count, and only those that the bundle was
-    made of: another toolchain, or a journal of something else, gives other programs.
+    Only finals of the same device and driver count, of kernels that today's template makes alike,
+    and only those that the bundle was made of: another toolchain, or a journal of something else,
+    gives other programs.
 
     Args:
         journal: every measurement there is, oldest first.
@@ -77,7 +80,8 @@ def earlier_results(
         if family is None or key[1] not in {p.name for p in family.precisions}:
             continue
         today = template_of(family)
-        known = _result(key, [m for m in measured if m.template_sha256 == today], family)
+        renewed = [r for m in measured if (r := _renewed(m, today, family)) is not None]
+        known = _result(key, renewed, family)
         if known is not None and packed[key] & {m.spirv_sha256 for m in known.finalists if m.ok}:
             results.append(known)
     return results
@@ -118,6 +122,25 @@ def _result(key: Key, measured: Sequence[Measurement], family: KernelFamily) -> 
         seconds=0.0,
         study="",
     )
+
+
+def _renewed(measured: Measurement, today: str, family: KernelFamily) -> Measurement | None:
+    """The measurement as one of today's template; None for a trial of another template.
+
+    A final keeps its place among those of its run, the first of which is the default's.
+    """
+    if measured.template_sha256 == today:
+        return measured
+    if measured.phase not in ("final", PHASE):
+        return None
+    try:
+        same = not measured.ok or renders_as(family, measured.variant, measured.glsl_sha256)
+    except (SpaceError, RenderError):
+        same = False
+    if same:
+        return replace(measured, template_sha256=today)
+    reason = "its template has changed, and the kernel with it"
+    return replace(measured, outcome=Outcome.REJECTED, reason=reason, template_sha256=today)
 
 
 def _is_known(measured: Measurement, family: KernelFamily) -> bool:

@@ -28,7 +28,9 @@ ORIGIN = "layout"
 TRIES = 2
 """Of a layout in which the winner's parameters fail, so many of the configurations next to them."""
 SPARE = 10
-"""Of so many trials one more, for the neighbours of what is best in the other layouts."""
+"""Of so many trials one, for the neighbours of what is best in the other layouts."""
+PART = 4
+"""Of so many trials one at the most is kept for all of this."""
 SHARE = 0.15
 """Of a problem's seconds, kept for the layouts that the search did not choose."""
 
@@ -106,6 +108,12 @@ class LayoutTrials:
     def most(self) -> int:
         """Trials that `missing` asks for at the most, as long as the winner stays the same."""
         return TRIES * len(self._members)
+
+    def kept(self, trials: int) -> int:
+        """How many of a study's trials the search leaves for this; none where it tries them all."""
+        if not self.several or trials >= len(self._kinds):
+            return 0
+        return min(max(1, self.others) + trials // SPARE, trials // PART)
 
     def missing(self, seen: Mapping[int, float | None]) -> int | None:
         """The winner in a layout in which it was not tried, or what is nearest to it there.

@@ -20,7 +20,7 @@ from kernelforge.tune.recorded import RecordedSpace
 Floats = NDArray[np.float64]
 SEARCHING = ("acquisition.py", "encoded.py", "gaussian_process.py")
 """Modules beside this one that decide what is proposed."""
-SEEDING = ("seeded.py",)
+SEEDING = ("experience.py", "guided.py", "portfolio.py", "transfer.py")
 """And those that decide where a search with a portfolio begins."""
 
 

@@ -8,6 +8,12 @@ those of highest likelihood (generalised least squares).
 Nearly everything asked is asked again after the next measurement, so it is kept: with scales
 unchanged, one more measurement adds one row to the triangle of the history and one to that of all
 configurations. Scales are looked for anew each time the history has grown by a quarter.
+
+A handful of measurements are as likely under nearly any scales. What a process is told to expect of
+them decides what it makes of these: with long scales, that a parameter does much the same whatever
+the others are. Source: C. Hvarfner et al., Vanilla Bayesian Optimization Performs Great in High
+Dimensions, 2024: a log-normal prior whose middle grows with the number of parameters, as distances
+between configurations do.
 """
 
 from __future__ import annotations
@@ -26,6 +32,9 @@ SCALES = np.array([0.15, 0.4, 1.0, 2.5, 8.0])
 NUGGETS = np.array([1e-3, 1e-2, 5e-2])
 GROWTH = 1.25
 SWEEPS = 2
+EXPECTED = 0.6
+"""Middle of the prior of a scale, per parameter of the space: two configurations at random, a third
+to half of the way apart in each, are then correlated by about a half, however many there are."""
 MOST_FITTED = 120
 """Measurements that the scales are found from; more would hardly move them."""
 MOST_POINTS = 32_768
@@ -39,11 +48,16 @@ class GaussianProcess:
         encoded: the set.
         draws: take scales drawn from their posterior (a sweep of Gibbs sampling on the grid)
             instead of the most likely ones.
+        expects: long scales, by a prior of deviation 1 about `EXPECTED`, before and beside what
+            the measurements say. Without, all scales of the grid are as likely.
     """
 
-    def __init__(self, encoded: Encoded, draws: bool = False) -> None:
+    def __init__(self, encoded: Encoded, draws: bool = False, expects: bool = False) -> None:
         self._encoded, self._draws = encoded, draws
-        self._scales: Floats = np.ones(len(encoded.apart))
+        count = len(encoded.apart)
+        middle = EXPECTED * count if expects else 1.0
+        self._scales: Floats = np.full(count, middle)
+        self._prior: Floats = -0.5 * np.square(np.log(SCALES / max(middle, 1e-9))) * expects
         self._nugget = float(NUGGETS[1])
         self._fitted_at = 0
         self._history: Ints = np.zeros(0, np.int64)
@@ -108,7 +122,7 @@ class GaussianProcess:
                 others = total - apart[p] / self._scales[p]
                 totals = others + apart[p] / SCALES[:, None, None]
                 nuggets = np.full(len(SCALES), self._nugget)
-                chosen = self._pick(_likelihoods(totals, nuggets, target), rng)
+                chosen = self._pick(self._prior + _likelihoods(totals, nuggets, target), rng)
                 self._scales[p], total = SCALES[chosen], totals[chosen]
             totals = np.broadcast_to(total, (len(NUGGETS), *total.shape))
             self._nugget = float(NUGGETS[self._pick(_likelihoods(totals, NUGGETS, target), rng)])

@@ -6,23 +6,24 @@ Reports and bundles are made from it; Optuna's own storage is only needed to go 
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO, Any
 
-from kernelforge.errors import MeasureError, TuneError
+from kernelforge.errors import TuneError
+from kernelforge.measure.journal_lines import read_lines, require_regular
 from kernelforge.measure.measurement import Measurement
-
-log = logging.getLogger(__name__)
+from kernelforge.tune.file_lock import CAN_LOCK, hold
 
 
 class Journal:
     """One file, one measurement a line; safe against being killed at any moment.
 
     A line goes to the disk whole or not at all, followed by fsync. What a killed process left half
-    written is closed with a line end by the next writer and skipped by readers.
+    written is closed with a line end by the next writer and skipped by readers. Several processes
+    may write to it.
 
     Raises:
         TuneError: the file cannot be written.
@@ -30,7 +31,6 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._ready = False
 
     def append(self, measurement: Measurement, trial: str = "") -> None:
         """Adds one measurement; it is on the disk when this returns.
@@ -44,24 +44,13 @@ class Journal:
         record = {"time": time, **measurement.to_json(), **({"trial": trial} if trial else {})}
         line = json.dumps(record, separators=(",", ":"), allow_nan=False)
         try:
-            self._prepare()
-            _append(self.path, line.encode() + b"\n")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            append_whole(self.path, line.encode() + b"\n")
         except OSError as error:
             raise TuneError(
                 f"cannot write {self.path}: {error.strerror}; free space or choose another folder "
                 "with --journal: all that was measured before is kept"
             ) from error
-
-    def _prepare(self) -> None:
-        if self._ready:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as file:
-            if file.seek(0, os.SEEK_END) > 0:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-        self._ready = True
 
     def of_trials(self) -> dict[str, Measurement]:
         """Trial -> measurement, for every trial that the journal has to its end."""
@@ -71,13 +60,18 @@ class Journal:
         return iter(read_journal(self.path))
 
 
-def _append(path: Path, data: bytes) -> None:
-    """Adds all of it, or nothing.
+def append_whole(path: Path, data: bytes) -> None:
+    """Adds lines to a file: all of them, or nothing.
 
     A full disk takes a part without an error, and refuses only the rest.
     """
-    with path.open("ab", buffering=0) as file:
+    with path.open("ab+", buffering=0) as file:
+        require_regular(file, path)
+        if CAN_LOCK:
+            hold(file)  # nobody else's line is cut off where this one does not fit
         start = file.seek(0, os.SEEK_END)
+        if start and not _ends_a_line(file, start):
+            data = b"\n" + data
         left = memoryview(data)
         try:
             while left:
@@ -86,6 +80,11 @@ def _append(path: Path, data: bytes) -> None:
         except OSError:
             file.truncate(start)
             raise
+
+
+def _ends_a_line(file: IO[bytes], at: int) -> bool:
+    file.seek(at - 1)
+    return file.read(1) == b"\n"
 
 
 def read_journal(path: Path) -> list[Measurement]:
@@ -103,18 +102,10 @@ def read_journal(path: Path) -> list[Measurement]:
 def _lines(path: Path) -> list[tuple[str, Measurement]]:
     """Every whole line: its trial, and its measurement."""
     try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
+        return read_lines(path, lambda record: (_trial(record), Measurement.from_json(record)))
     except OSError as error:
         raise TuneError(f"cannot read journal {path}: {error.strerror}") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            found.append((str(record.get("trial", "")), Measurement.from_json(record)))
-        except (ValueError, TypeError, AttributeError, MeasureError) as error:
-            log.warning("%s line %d is damaged and was skipped (%s)", path, number, error)
-    return found
+
+
+def _trial(record: dict[str, Any]) -> str:
+    return str(record.get("trial", ""))

@@ -7,8 +7,7 @@ resumed with nothing left to search.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -23,12 +22,11 @@ from kernelforge.tune.objective import (
     ORPHAN_S,
     SESSION,
     WORKER,
-    is_gone,
-    is_of_this_host,
+    age_s,
     measured_trials,
-    this_process,
 )
-from kernelforge.tune.sharing import silent, turn
+from kernelforge.tune.sharing import signs_of_life, turn
+from kernelforge.tune.workers import is_gone, is_of_this_host, this_process
 
 FINALS = "finals"
 """Study attribute: the final measurements, and of which trials and with which effort."""
@@ -124,22 +122,26 @@ def at_work(study: Study, storage: BaseStorage) -> list[str]:
     Of one on another machine that is what it measures now or did in the last minute.
     """
     trials = study.get_trials(deepcopy=False)
-    mute = silent(storage, study._study_id)
+    signs = signs_of_life(storage, study._study_id)
     found = []
     for name, present in study.user_attrs.items():
         process = name.removeprefix(SESSION)
-        if process == name or not present or process == this_process() or is_gone(process):
+        if process == name or not present or process == this_process():
             continue
         own = [t for t in trials if t.user_attrs.get(WORKER) == process]
-        if is_of_this_host(process) or any(_is_fresh(t, mute) for t in own):
+        if is_of_this_host(process):
+            busy = not is_gone(process)
+        elif is_gone(process):  # if not, another machine of that name gives signs of life
+            busy = any(signs.get(t._trial_id, False) for t in own)
+        else:
+            busy = any(_is_fresh(t, signs) for t in own)
+        if busy:
             found.append(process)
     return sorted(found)
 
 
-def _is_fresh(trial: FrozenTrial, mute: frozenset[int]) -> bool:
+def _is_fresh(trial: FrozenTrial, signs: Mapping[int, bool]) -> bool:
     if trial.state is TrialState.RUNNING:
-        began = trial.datetime_start
-        late = began is None or time.time() - began.timestamp() > 10 * ORPHAN_S
-        return not late and trial._trial_id not in mute
-    ended = trial.datetime_complete
-    return ended is not None and time.time() - ended.timestamp() < ORPHAN_S
+        late = age_s(trial, trial.datetime_start) > 10 * ORPHAN_S
+        return signs.get(trial._trial_id, not late)
+    return age_s(trial, trial.datetime_complete) < ORPHAN_S

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import logging
+import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from kernelforge.errors import MeasureError, TuneError
 from kernelforge.measure.measurement import Measurement, Outcome
@@ -19,17 +23,24 @@ from kernelforge.measure.measurer import Measurer
 from kernelforge.measure.programs import original
 from kernelforge.tune.journal import Journal
 from kernelforge.tune.sampler import ABANDONED
-from kernelforge.tune.sharing import alive, silent
+from kernelforge.tune.sharing import alive, signs_of_life, turn
+from kernelforge.tune.workers import is_gone, is_of_this_host, this_process
+
+log = logging.getLogger(__name__)
 
 MEASUREMENT = "measurement"
 GOOD = 0.95
 """Share of the winner's speed from which on a search has all but found it."""
 WORKER = "worker"
+CLOCK = "clock"
+"""By how many seconds the local time of the trial's worker was ahead of UTC."""
 SESSION = "session "
 _ID = "id"
 ORPHAN_S = 60.0
 _STATES = {Outcome.OK: TrialState.COMPLETE, Outcome.REJECTED: TrialState.PRUNED}
 """All other outcomes are failures."""
+_FREED = (UpdateFinishedTrialError, ValueError)
+"""What Optuna raises where a trial has ended already."""
 
 
 def run_trial(
@@ -55,6 +66,7 @@ def run_trial(
         origins: variant -> who suggested it, of those that the search did not find by itself.
     """
     try:
+        trial.set_user_attr(CLOCK, _ahead_of_utc_s())
         trial.set_user_attr(WORKER, this_process())
         best = incumbent_ns(study)
         with alive(study._storage, trial._trial_id):
@@ -66,16 +78,43 @@ def run_trial(
             origin=(origins or {}).get(measurement.variant, "search"),
         )
         journal.append(measurement, _name(study, trial.number))
-        trial.set_user_attr(MEASUREMENT, measurement.to_json())
-    except (OSError, TuneError):
+    except (OSError, TuneError, StorageInternalError, SQLAlchemyError):
         # What could not be written must not be written to: the next session frees the trial.
         raise
     except BaseException:
-        trial.set_user_attr(ABANDONED, "interrupted")
-        study.tell(trial, state=TrialState.FAIL)
+        with suppress(*_FREED):
+            trial.set_user_attr(ABANDONED, "interrupted")
+            study.tell(trial, state=TrialState.FAIL)
         raise
-    _tell(study, trial.number, measurement)
+    # From here on it is done, whatever happens: the next session has it from the journal.
+    try:
+        trial.set_user_attr(MEASUREMENT, measurement.to_json())
+        _tell(study, trial.number, measurement)
+    except _FREED:
+        _add_late(study, trial, measurement)
     return measurement
+
+
+def _add_late(study: Study, trial: Trial, measurement: Measurement) -> None:
+    """Keeps what was measured for a trial that somebody freed: this machine slept, or a clock ran.
+
+    As a trial of its own, unless its configuration is done, or being done, once more.
+    """
+    with turn(study._storage, study.study_name):
+        trials = study.get_trials(deepcopy=False)
+        if any(t.params == trial.params and ABANDONED not in t.user_attrs for t in trials):
+            log.warning("%s: was given to another worker meanwhile", measurement.variant)
+            return
+        state = _STATES.get(measurement.outcome, TrialState.FAIL)
+        late = create_trial(
+            state=state,
+            value=measurement.time_ns if state is TrialState.COMPLETE else None,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={WORKER: this_process(), MEASUREMENT: measurement.to_json()},
+        )
+        study.add_trial(late)
+    log.warning("%s: its trial was taken for a dead worker's; kept as another", measurement.variant)
 
 
 def _corrected(study: Study, measurement: Measurement, slowdown: float) -> float:
@@ -138,61 +177,56 @@ def release_orphans(study: Study, storage: BaseStorage, journal: Journal) -> int
     """
     if _ID not in study.user_attrs:
         study.set_user_attr(_ID, uuid.uuid4().hex[:8])
-    host, freed = socket.gethostname(), 0
+    freed = 0
     sessions = [name for name in study.user_attrs if name.startswith(SESSION)]
     all_gone = bool(sessions) and all(is_gone(name.removeprefix(SESSION)) for name in sessions)
     if SESSION + this_process() not in sessions:
         study.set_user_attr(SESSION + this_process(), True)
-    mute = silent(storage, study._study_id)
+    signs = signs_of_life(storage, study._study_id)
     known: dict[str, Measurement] | None = None
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = str(trial.user_attrs.get(WORKER, ""))
-        if worker.rpartition(":")[0] == host:
-            gone = is_gone(worker)
+        sign = signs.get(trial._trial_id)
+        if is_of_this_host(worker):
+            gone = is_gone(worker) or sign is False
+        elif sign is not None:
+            gone = not sign
         else:
-            began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-            late = time.time() - began > (10 * ORPHAN_S if worker else ORPHAN_S)
-            gone = late or (not worker and all_gone)
-        if not gone and trial._trial_id not in mute:
+            late = age_s(trial, trial.datetime_start) > (10 * ORPHAN_S if worker else ORPHAN_S)
+            gone = is_gone(worker) or late or (not worker and all_gone)
+        if not gone:
             continue
         known = journal.of_trials() if known is None else known
         measurement = known.get(_name(study, trial.number))
-        if measurement is not None:
-            storage.set_trial_user_attr(trial._trial_id, MEASUREMENT, measurement.to_json())
-            _tell(study, trial.number, measurement)
-        else:
+        with suppress(*_FREED):  # others that begin now do the same
+            if measurement is not None:
+                data = measurement.to_json()
+                storage.set_trial_user_attr(trial._trial_id, MEASUREMENT, data)
+                _tell(study, trial.number, measurement)
+                continue
             storage.set_trial_user_attr(trial._trial_id, ABANDONED, "killed")
             study.tell(trial.number, state=TrialState.FAIL)
             freed += 1
     return freed
 
 
-def this_process() -> str:
-    """Machine and number of this process."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+def age_s(trial: FrozenTrial, moment: datetime | None) -> float:
+    """Seconds since a moment of a trial, on its worker's clock; infinite where that is not known.
+
+    A clock that was set back, or another machine's that is ahead, makes nothing young for ever:
+    what is yet to come is as old as it is far away.
+    """
+    if moment is None:
+        return math.inf
+    ahead = trial.user_attrs.get(CLOCK)
+    if isinstance(ahead, int | float):
+        return abs(time.time() - (moment.replace(tzinfo=UTC).timestamp() - ahead))
+    return abs(time.time() - moment.timestamp())
 
 
-def is_of_this_host(process: str) -> bool:
-    """Whether a process, as `this_process` names it, runs on this machine."""
-    return process.rpartition(":")[0] == socket.gethostname()
-
-
-def is_gone(process: str) -> bool:
-    """Whether a process, as `this_process` names it, is known to have ended."""
-    pid = process.rpartition(":")[2]
-    return is_of_this_host(process) and not _alive(int(pid))
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False  # this process runs one trial at a time, and that one is not begun yet
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+def _ahead_of_utc_s() -> float:
+    offset = datetime.now().astimezone().utcoffset()
+    return offset.total_seconds() if offset is not None else 0.0
 
 
 def first_good(found: Sequence[Measurement], winner: str) -> int:

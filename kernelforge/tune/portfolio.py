@@ -1,4 +1,4 @@
-"""What won elsewhere, as a file that ships with the package, and the few of it to try first.
+"""What won elsewhere, as a file that ships with the package, and the few of it worth a trial.
 
 The file holds, per problem that was tuned on some device, the fastest variants and what part of
 the best one's speed each reaches. For a new problem, configurations are chosen greedily so that
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from kernelforge.errors import SpaceError, TuneError
 from kernelforge.family import KernelFamily
 from kernelforge.tune.encoded import Encoded
 from kernelforge.tune.problems import TuneTask
-from kernelforge.tune.recorded import RecordedSpace
 from kernelforge.variant import Variant
 from kernelforge_runtime.abi.device_info import GENERIC, DeviceInfo
 from kernelforge_runtime.abi.problem import Problem
@@ -69,7 +69,8 @@ class Known:
 def portfolio_of(bundles: Iterable[Path]) -> list[Known]:
     """What bundles know: their winners per family, precision and problem.
 
-    Generic bundles hold defaults that nobody chose by measuring; they are left out.
+    Generic bundles hold defaults that nobody chose by measuring; they are left out, and so is
+    whatever was packed without a time.
 
     Raises:
         TuneError: one is no bundle, or is damaged.
@@ -82,8 +83,11 @@ def portfolio_of(bundles: Iterable[Path]) -> list[Known]:
             raise TuneError(f"portfolio of {path}: {error}") from error
         if manifest.device.slug == GENERIC.slug:
             continue
-        for entry in manifest.entries:
-            variant = Variant.parse(entry.variant)
+        for entry in (e for e in manifest.entries if e.median_ns > 0):
+            try:
+                variant = Variant.parse(entry.variant)
+            except SpaceError as error:
+                raise TuneError(f"portfolio of {path}: {error}; leave this bundle out") from None
             key = (manifest.device.slug, variant.family, variant.precision, entry.problem)
             found.setdefault(key, {})[variant.name] = (entry.median_ns, entry.default_ns)
     known = []
@@ -126,24 +130,32 @@ def read_portfolio(path: Path) -> list[Known]:
     Raises:
         TuneError: it is none, or damaged.
     """
-    try:
-        return _parsed(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TuneError(f"portfolio {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, KernelForgeError) as error:
-        raise TuneError(
-            f"portfolio {path}: not a file of `kernelforge portfolio`, or damaged "
-            f"({type(error).__name__}: {error}); make it anew"
-        ) from error
+    return _read(path)
 
 
 @cache
 def shipped_portfolio() -> tuple[Known, ...]:
-    """The portfolio of this package; empty where it was taken out."""
+    """The portfolio of this package; empty where it was taken out.
+
+    Raises:
+        TuneError: it is damaged.
+    """
     resource = files("kernelforge.tune") / SHIPPED
-    if not resource.is_file():
-        return ()
-    return tuple(_parsed(resource.read_text(encoding="utf-8")))
+    return tuple(_read(resource)) if resource.is_file() else ()
+
+
+def _read(path: Traversable) -> list[Known]:
+    try:
+        return _parsed(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TuneError(f"portfolio {path}: {error.strerror or error}") from error
+    except (
+        ValueError, KeyError, TypeError, AttributeError, RecursionError, KernelForgeError
+    ) as error:  # fmt: skip
+        raise TuneError(
+            f"portfolio {path}: not a file of `kernelforge portfolio`, or damaged "
+            f"({type(error).__name__}: {error}); make it anew"
+        ) from error
 
 
 def _parsed(text: str) -> list[Known]:
@@ -154,14 +166,21 @@ def _parsed(text: str) -> list[Known]:
     for line in document["known"]:
         shares = {Variant.parse(n).name: float(share) for n, share in line["shares"].items()}
         line = {**line, "problem": Problem.parse(line["problem"]), "shares": shares}
-        found.append(Known(**line))
+        known = Known(**line)
+        for share in (known.default, *shares.values()):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{known.problem}: {share} is no part of the best one's speed")
+        for text in (known.device, known.family, known.precision):
+            if not isinstance(text, str):
+                raise ValueError(f"{known.problem}: {text!r} is no name")
+        found.append(known)
     return found
 
 
 def members_for(
     known: Sequence[Known], task: TuneTask, info: DeviceInfo, most: int = MOST
 ) -> list[dict[str, Any]]:
-    """The configurations to try first for a task, the one that covers most first.
+    """The configurations that are worth a trial for a task, the one that covers most first.
 
     What the family's space does not know any more, and what device or problem do not allow, is
     dropped before choosing. Near problems count more than far ones, the task's own precision more
@@ -190,6 +209,11 @@ def members_for(
     return [configs[i] for i in cover(shares, defaults, weights, Encoded(configs).codes, most)]
 
 
+def is_distant(known: Iterable[Known], info: DeviceInfo) -> bool:
+    """Whether all of it was learned on other devices than this one."""
+    return all(k.device != info.slug for k in known)
+
+
 def _weight(known: Known, task: TuneTask) -> float:
     same = known.precision == task.precision.name
     return (1.0 if same else _OTHER_PRECISION) / (1.0 + task.problem.distance(known.problem))
@@ -204,34 +228,6 @@ def _adapted(family: KernelFamily, variant: Variant, problem: Problem) -> dict[s
     except SpaceError as error:
         log.info("portfolio: %s: %s", variant, error)
         return None
-
-
-def members_of_space(
-    space: RecordedSpace, others: Sequence[RecordedSpace], most: int = MOST
-) -> list[int]:
-    """Which of a recorded space's configurations the other spaces suggest, by number.
-
-    Args:
-        space: what will be searched; its own times are not looked at.
-        others: spaces of any parameters; those that have others than this one are left out.
-        most: how many at the most.
-
-    Returns:
-        Nothing where no other space has the same parameters.
-    """
-    frozen = [frozenset(config.items()) for config in space.configs]
-    rows = []
-    for other in others:
-        if set(other.configs[0]) == set(space.configs[0]):
-            speeds = other.optimum_ms / other.times_ms
-            known = {
-                frozenset(c.items()): float(s) for c, s in zip(other.configs, speeds, strict=True)
-            }
-            rows.append([known.get(config, 0.0) for config in frozen])
-    if not rows:
-        return []
-    base, weights = np.zeros(len(rows)), np.ones(len(rows))
-    return cover(np.array(rows), base, weights, Encoded(space.configs).codes, most)
 
 
 def cover(

@@ -1,9 +1,8 @@
-"""Tuning spaces that were measured once and for all, read from the forms in which others keep them.
+"""Tuning spaces that were measured once and for all, and how we write them.
 
 With every time known, a search can be replayed in a second and scored against the true optimum.
-Forms, told apart by content: kernel_tuner's cache files; results of the open T4 schema
-(github.com/odgaard/TuningSchema), which is also what we write; and NumPy archives with `keys`,
-`configs` and `times_ms`. JSON may be gzipped.
+We write results of the open T4 schema (github.com/odgaard/TuningSchema), and kernel_tuner's cache
+for its own searches; `recorded_forms` reads these and more.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ import gzip
 import hashlib
 import json
 import math
-import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,10 +24,6 @@ from kernelforge.errors import TuneError
 from kernelforge.tune.encoded import Encoded
 
 SCHEMA_VERSION = "1.0.0"
-MOST_BYTES = 1 << 30
-"""Of a file once unpacked: a small archive may hold more than any memory."""
-GZIP_MAGIC = b"\x1f\x8b"
-_ALLOWED = (int, float, str, bool)
 
 Config = dict[str, Any]
 
@@ -75,34 +69,15 @@ class RecordedSpace:
         hasher.update(self.times_ms.tobytes())
         return hasher.hexdigest()[:16]
 
+    @cached_property
+    def baselines(self) -> dict[int, NDArray[np.float64]]:
+        """What `replay.expected_best` found for so many evaluations; grows."""
+        return {}
+
     @property
     def near_optimum(self) -> float:
         """Share of the configurations within 5 % of the optimum: how hard the space is."""
         return float(np.mean(self.times_ms <= self.optimum_ms / 0.95))
-
-
-def read_space(path: Path) -> RecordedSpace:
-    """Reads a recorded space in any of the forms.
-
-    Raises:
-        TuneError: the file cannot be read, has another form, or not one configuration worked.
-    """
-    try:
-        data = _unpacked(path)
-        if data[:4] == b"PK\x03\x04":
-            found = _from_archive(path)
-        else:
-            found = _from_json(path, json.loads(data))
-    except OSError as error:
-        raise TuneError(f"--replay {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise TuneError(
-            f"--replay {path}: no recorded space (kernel_tuner's cache, T4 results or a NumPy "
-            f"archive with keys, configs and times_ms): {type(error).__name__}: {error}"
-        ) from None
-    if not np.isfinite(found.times_ms).any():
-        raise TuneError(f"--replay {path}: not one of {len(found.configs)} configurations worked")
-    return found
 
 
 def write_t4(space: RecordedSpace, path: Path) -> None:
@@ -174,91 +149,3 @@ def _write(text: bytes, path: Path) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise TuneError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def _unpacked(path: Path) -> bytes:
-    with path.open("rb") as file:
-        head = file.read(2)
-    if head != GZIP_MAGIC:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"larger than {MOST_BYTES >> 20} MiB")
-        return path.read_bytes()
-    with gzip.open(path) as packed:
-        data = packed.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ValueError(f"unpacks to more than {MOST_BYTES >> 20} MiB")
-    return data
-
-
-def _from_json(path: Path, document: Any) -> RecordedSpace:
-    if "cache" in document:
-        return _from_cache(path, document)
-    if "results" in document:
-        return _from_t4(path, document["results"], document.get("metadata") or {})
-    raise ValueError("neither `cache` nor `results` in it")
-
-
-def _from_cache(path: Path, document: Mapping[str, Any]) -> RecordedSpace:
-    names = list(document["tune_params_keys"])
-    configs, runtimes, reasons = [], [], []
-    for entry in document["cache"].values():
-        configs.append({name: entry[name] for name in names})
-        if isinstance(entry["time"], int | float):
-            runtimes.append(entry.get("times") or [entry["time"]])
-            reasons.append("correct")
-        else:  # the name of an error's class
-            runtimes.append([])
-            reasons.append("compile" if "Compil" in entry["time"] else "runtime")
-    return _space(path, configs, runtimes, reasons)
-
-
-def _from_t4(
-    path: Path, results: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]
-) -> RecordedSpace:
-    configs, runtimes, reasons = [], [], []
-    for result in results:
-        reason = result["invalidity"]
-        measured = [m["value"] for m in result.get("measurements", ()) if m["name"] == "time"]
-        configs.append(dict(result["configuration"]))
-        times = result["times"].get("runtimes") or measured
-        runtimes.append(times if reason == "correct" else [])
-        reasons.append(str(reason))
-    told = {k: v for k, v in metadata.items() if isinstance(v, str) and k != "timeunit"}
-    return replace(_space(path, configs, runtimes, reasons), metadata=told)
-
-
-def _from_archive(path: Path) -> RecordedSpace:
-    with zipfile.ZipFile(path) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > MOST_BYTES:
-            raise ValueError(f"unpacks to more than {MOST_BYTES >> 20} MiB")
-    with np.load(path, allow_pickle=False) as arrays:
-        names = [str(name) for name in arrays["keys"]]
-        rows, times = arrays["configs"], np.asarray(arrays["times_ms"], np.float64)
-    if rows.ndim != 2 or rows.shape[1] != len(names) or len(times) != len(rows):
-        raise ValueError(f"configs {rows.shape} and times_ms {times.shape} do not fit {names}")
-    configs = [dict(zip(names, row.tolist(), strict=True)) for row in rows]
-    whole = [bool(np.isfinite(row).all()) for row in times]
-    runtimes = [row.tolist() if ok else [] for row, ok in zip(times, whole, strict=True)]
-    return _space(path, configs, runtimes, ["correct" if ok else "runtime" for ok in whole])
-
-
-def _space(
-    path: Path,
-    configs: Sequence[Config],
-    runtimes: Sequence[Sequence[Any]],
-    reasons: Sequence[str],
-) -> RecordedSpace:
-    if not configs:
-        raise ValueError("no configuration in it")
-    names = set(configs[0])
-    if any(set(config) != names for config in configs):
-        raise ValueError("configurations with unlike parameters")
-    if any(not isinstance(value, _ALLOWED) for config in configs for value in config.values()):
-        raise ValueError("a parameter's value is neither number nor text")
-    if len({tuple(sorted(c.items(), key=lambda item: item[0])) for c in configs}) != len(configs):
-        raise ValueError("a configuration occurs twice")
-    clean = tuple(tuple(float(t) for t in times) for times in runtimes)
-    if any(not (math.isfinite(t) and t > 0) for times in clean for t in times):
-        raise ValueError("a time is no positive number")
-    name = path.name.removesuffix(".gz").removesuffix(".json").removesuffix(".npz")
-    return RecordedSpace(name, tuple(configs), clean, tuple(reasons))

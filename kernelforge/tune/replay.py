@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge.tune.acquisition import Proposer, Strategy
+from kernelforge.tune.experience import Experience
 from kernelforge.tune.finished_runs import FinishedRun
+from kernelforge.tune.guided import GuidedProposer
 from kernelforge.tune.recorded import RecordedSpace
 from kernelforge.tune.seeded import SeededProposer
 
@@ -36,7 +38,7 @@ def replay(
     strategy: Strategy,
     evaluations: int,
     seed: int,
-    seeds: Sequence[int] = (),
+    experience: Experience | None = None,
 ) -> Floats:
     """[evaluations] best time in ms so far, one evaluation per configuration; inf before any works.
 
@@ -45,9 +47,12 @@ def replay(
         strategy: of `acquisition`.
         evaluations: how many configurations are tried; at most the space's size.
         seed: of the search.
-        seeds: numbers of configurations that others found fast, under the guards of `seeded`.
+        experience: what other devices know, to begin with; see `guided`.
     """
-    proposer = SeededProposer(Proposer(space.encoded, (), strategy), (), seeds)
+    own = Proposer(space.encoded, (), strategy)
+    proposer: SeededProposer | GuidedProposer = SeededProposer(own)
+    if experience is not None:
+        proposer = GuidedProposer(own, space.encoded, experience)
     times = space.times_ms
     seen: dict[int, float | None] = {}
     best = np.full(min(evaluations, len(times)), math.inf)
@@ -68,19 +73,20 @@ def expected_best(space: RecordedSpace, evaluations: int) -> Floats:
     The i-th best of N is the best of n draws if it is among them and no better one is: with
     probability C(N - i, n - 1) / C(N, n), i from 1. Failures count as the worst time.
     """
+    known = space.baselines.get(evaluations)
+    if known is not None:
+        return known
     times = np.sort(space.times_ms)
     times = np.where(np.isfinite(times), times, times[np.isfinite(times)].max())
     size = len(times)
-    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, size + 1)))])  # log k!
-    rank = np.arange(1, size + 1)
+    worse = size - np.arange(1.0, size + 1)
     found = np.empty(min(evaluations, size))
+    chance = np.full(size, 1.0 / size)
     for n in range(1, len(found) + 1):
-        worse = size - rank
-        possible = worse >= n - 1
-        w = worse[possible]
-        chance = logs[w] - logs[n - 1] - logs[w - n + 1]
-        chance -= logs[size] - logs[n] - logs[size - n]
-        found[n - 1] = np.exp(chance) @ times[possible]
+        found[n - 1] = chance @ times
+        if n < size:  # one more draw
+            chance *= np.maximum(worse - (n - 1), 0.0) * ((n + 1) / (n * (size - n)))
+    space.baselines[evaluations] = found
     return found
 
 
@@ -88,12 +94,17 @@ def window(space: RecordedSpace, most: int) -> tuple[int, int]:
     """First and last evaluation, from 1, that count: where the baseline is within `WINDOW`.
 
     Args:
-        space: what is searched.
+        space: what is searched. Where more than half of it is the optimum, its mean takes the place
+            of the median.
         most: the last evaluation that may count.
     """
-    times = space.times_ms
-    middle = float(np.median(times[np.isfinite(times)]))
+    times = space.times_ms[np.isfinite(space.times_ms)]
+    middle = float(np.median(times))
+    if not middle > space.optimum_ms:
+        middle = float(times.mean())
     baseline = expected_best(space, most)
+    if not _above(middle, space.optimum_ms):
+        return 1, len(baseline)
     way = (middle - baseline) / (middle - space.optimum_ms)
     first = int(np.searchsorted(way, WINDOW[0])) + 1
     last = int(np.searchsorted(way, WINDOW[1])) + 1
@@ -102,15 +113,30 @@ def window(space: RecordedSpace, most: int) -> tuple[int, int]:
 
 
 def score(space: RecordedSpace, curves: Sequence[Floats], most: int) -> Floats:
-    """[curves] P of each run: 0 is random sampling, 1 the optimum at once."""
+    """[curves] P of each run: 0 is random sampling, 1 the optimum at once.
+
+    NaN where random sampling has the optimum at once: there is nothing to win.
+    """
     first, last = window(space, most)
-    baseline = expected_best(space, last)[first - 1 :]
+    baseline, optimum = expected_best(space, most), space.optimum_ms
+    counts = _above(baseline[:last], optimum)
+    if np.any(counts[first - 1 :]):
+        counts[: first - 1] = False
+    elif not np.any(counts):
+        return np.full(len(curves), math.nan)
+    # Else a space of two or three: random sampling is at the optimum before the window begins.
     worst = float(space.times_ms[np.isfinite(space.times_ms)].max())
     gained = []
     for curve in curves:
-        reached = np.where(np.isfinite(curve), curve, worst)[first - 1 : last]
-        gained.append(np.mean((baseline - reached) / (baseline - space.optimum_ms)))
+        reached = np.where(np.isfinite(curve), curve, worst)[:last]
+        won = (baseline[:last] - reached)[counts] / (baseline[:last] - optimum)[counts]
+        gained.append(np.mean(won))
     return np.array(gained)
+
+
+def _above(times: Floats | float, optimum: float) -> Any:
+    """Whether times are longer than the optimum by more than what rounding makes."""
+    return np.asarray(times) > optimum * (1.0 + 1e-12)
 
 
 @dataclass(frozen=True)
@@ -123,7 +149,7 @@ class Scored:
         near_optimum: share of them within 5 % of the optimum.
         strategy: its name.
         seeds: runs.
-        score: mean P of the runs.
+        score: mean P of the runs; NaN where every configuration that works is as fast.
         spread: standard deviation of P between runs.
         share_at: evaluations -> mean share of the optimum's speed.
         evaluations_to_good: median evaluations until `GOOD` of the optimum; inf where most runs

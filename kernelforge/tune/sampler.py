@@ -43,6 +43,8 @@ class EnumeratedSampler(BaseSampler):
         strategy: see `acquisition`.
         random_first: random proposals after `first`.
         seed: the same seed and history give the same proposal.
+        late: configurations that won on other devices only: tried once there are others to hold
+            them against, see `seeded`.
 
     Raises:
         TuneError: the set is empty.
@@ -56,6 +58,7 @@ class EnumeratedSampler(BaseSampler):
         strategy: Strategy = "mixed",
         random_first: int = RANDOM_FIRST,
         seed: int = 0,
+        late: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         if not configs:
             raise TuneError("nothing to tune: no configuration is valid for this device")
@@ -65,7 +68,7 @@ class EnumeratedSampler(BaseSampler):
         # A small set is covered anyway; a long random start would only delay its good part.
         random_first = min(random_first, max(2, len(self._configs) // 5))
         own = Proposer(self._configs, wanted, strategy, random_first)
-        self._proposer = SeededProposer(own, wanted, helpful, random_first)
+        self._proposer = SeededProposer(own, wanted, helpful, random_first, self._known(late))
         self._seed = seed
         self._given: int | None = None
         self.space: dict[str, BaseDistribution] = {

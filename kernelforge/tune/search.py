@@ -16,10 +16,11 @@ from kernelforge.measure.measurer import Measurer
 from kernelforge.measure.programs import original
 from kernelforge.tune.ahead import Ahead
 from kernelforge.tune.budget import Budget, Deadline
-from kernelforge.tune.drift import EVERY, Drift
+from kernelforge.tune.drift import EVERY, SharedDrift
 from kernelforge.tune.every_layout import ORIGIN, SPARE, LayoutTrials
 from kernelforge.tune.journal import Journal
 from kernelforge.tune.objective import (
+    WORKER,
     incumbent_ns,
     measured_trials,
     release_orphans,
@@ -28,12 +29,11 @@ from kernelforge.tune.objective import (
 from kernelforge.tune.progress import Progress
 from kernelforge.tune.sampler import EnumeratedSampler, ExhaustedError
 from kernelforge.tune.sharing import ask, turn
+from kernelforge.tune.workers import this_process
 from kernelforge_runtime.errors import DeviceLostError
 
 log = logging.getLogger(__name__)
 
-REFERENCES = "references"
-"""Study attribute: the times of the default; see `Drift`."""
 AHEAD = 2
 """Variants that are compiled while another one is measured."""
 
@@ -44,7 +44,8 @@ class Search:
     """One session of one study.
 
     Attributes:
-        drift: how the device's speed moved, earlier sessions included.
+        drift: how the speed of the devices moved, those of earlier sessions and of other workers
+            included, as it was known when this last looked.
     """
 
     def __init__(
@@ -66,10 +67,15 @@ class Search:
         self._on_progress = on_progress
         self._default_name = bench.family.variant(bench.precision, default).name
         self._recalled: set[int] = set()
-        self.drift = Drift(study.user_attrs.get(REFERENCES, ()))
+        self._me, self._next_reference = this_process(), 0
+        self.drift = SharedDrift(study.user_attrs)
 
-    def run(self) -> None:
+    def run(self, trials: int | None = None, deadline: Deadline | None = None) -> None:
         """Asks and measures until the budget is spent or every configuration was tried.
+
+        Args:
+            trials: of the study, at most; those of the budget if None.
+            deadline: to stop by; that of the budget, from now on, if None.
 
         Raises:
             DeviceLostError: the device is gone; the variant that did it is recorded.
@@ -77,31 +83,37 @@ class Search:
         bench = self._bench
         # On a processor the compiler would take the cores that are being timed.
         threads = 1 if bench.isolated and bench.info.device_type != "cpu" else 0
-        deadline = Deadline(self._budget.seconds)
-        limit = min(self._budget.trials, self._sampler.size)
+        deadline = deadline or Deadline(self._budget.seconds)
+        limit = min(self._budget.trials if trials is None else trials, self._sampler.size)
         here = 0
         with Ahead(bench.family, bench.precision, threads) as ahead:
             while True:
-                if self.drift.times_ns and here % EVERY == 0 and self._left(limit, deadline):
+                self.drift = SharedDrift(self._study.user_attrs)
+                # As soon as there is one to hold it against, be it another worker's.
+                due = self.drift.first is not None and here >= self._next_reference
+                if due and self._left(limit, deadline):
+                    self._next_reference = here + EVERY
                     self._take_reference(len(self._study.get_trials(deepcopy=False)))
                 trial, done = self._ask(limit, deadline)
                 if trial is None:
                     return
                 ahead.want(self._next)
                 self._recall()
-                slowdown = self.drift.slowdown_at(trial.number)
+                slowdown = self.drift.of(self._me).slowdown_at(trial.number)
                 last = run_trial(self._study, trial, bench, self._journal, slowdown, self._origins)
-                here += 1
-                if last.ok and last.variant == self._default_name and not self.drift.times_ns:
+                if last.ok and last.variant == self._default_name and self.drift.first is None:
                     self._add_reference(trial.number, last)
-                self._report(last, done + 1, limit, deadline)
+                    self._next_reference = here + EVERY
+                here += 1
+                self._report(last, done + 1, deadline)
                 if last.outcome is Outcome.DEVICE_LOST and not bench.isolated:
                     raise DeviceLostError(f"{last.variant}: {last.reason}")
 
     def run_layouts(self, wanted: LayoutTrials, deadline: Deadline) -> None:
         """Tries the fastest in every layout, then neighbours of the best of each, while it can.
 
-        Of neighbours a tenth of the budget's trials at the most, earlier sessions included.
+        Of neighbours a tenth of the budget's trials at the most, earlier sessions included; all in
+        all no more trials than the budget has.
 
         Raises:
             DeviceLostError: as `run`.
@@ -112,11 +124,11 @@ class Search:
                 return
             self._recall()
             name = self._bench.family.variant(self._bench.precision, trial.params).name
-            slowdown = self.drift.slowdown_at(trial.number)
+            slowdown = self.drift.of(self._me).slowdown_at(trial.number)
             last = run_trial(
                 self._study, trial, self._bench, self._journal, slowdown, {name: ORIGIN}
             )
-            self._report(last, done + 1, max(self._budget.trials, done + 1), deadline)
+            self._report(last, done + 1, deadline)
             if last.outcome is Outcome.DEVICE_LOST and not self._bench.isolated:
                 raise DeviceLostError(f"{last.variant}: {last.reason}")
 
@@ -125,6 +137,8 @@ class Search:
         with turn(self._study._storage, self._study.study_name):
             trials = self._study.get_trials(deepcopy=False)
             seen = self._sampler.seen(trials)
+            if len(seen) >= self._budget.trials:
+                return None, len(seen)
             used = sum(m.origin == ORIGIN for _, m in measured_trials(trials))
             spare = self._budget.trials // SPARE
             index = wanted.missing(seen) if used < wanted.most + spare else None
@@ -161,9 +175,16 @@ class Search:
 
     def corrected(self) -> list[Measurement]:
         """Every measurement of the study, with drift taken out by all references there are."""
-        trials = measured_trials(self._study.get_trials(deepcopy=False))
-        when = {m.variant: number for number, m in trials}
-        return [self.drift.correct(m, when.get(original(m), number)) for number, m in trials]
+        self.drift = SharedDrift(self._study.user_attrs)
+        trials = self._study.get_trials(deepcopy=False)
+        who = {trial.number: str(trial.user_attrs.get(WORKER, "")) for trial in trials}
+        measured = measured_trials(trials)
+        when = {m.variant: number for number, m in measured}
+        found = []
+        for number, measurement in measured:
+            at = when.get(original(measurement), number)
+            found.append(self.drift.of(who[at]).correct(measurement, at))
+        return found
 
     def _recall(self) -> None:
         """Tells the bench what other sessions and workers have measured meanwhile."""
@@ -176,14 +197,14 @@ class Search:
         trials = self._study.get_trials(deepcopy=False)
         return list(islice(self._sampler.likely_next(trials), AHEAD))
 
-    def _report(self, last: Measurement, number: int, limit: int, deadline: Deadline) -> None:
+    def _report(self, last: Measurement, number: int, deadline: Deadline) -> None:
         bench = self._bench
         progress = Progress(
             family=bench.family.name,
             precision=bench.precision.name,
             problem=bench.problem,
             number=number,
-            limit=limit,
+            limit=min(self._budget.trials, self._sampler.size),
             last=last,
             best_ns=incumbent_ns(self._study),
             cost=bench.family.cost(bench.problem, bench.precision),
@@ -199,12 +220,14 @@ class Search:
         if again.ok:
             self._add_reference(number, again)
             if self.drift.moved:
+                times = self.drift.of(self._me).times_ns
                 log.info(
                     "%s: the device drifts: the default took %s us",
                     self._bench.problem,
-                    ", ".join(f"{t / 1e3:.1f}" for t in self.drift.times_ns),
+                    ", ".join(f"{t / 1e3:.1f}" for t in times),
                 )
 
     def _add_reference(self, number: int, measurement: Measurement) -> None:
-        self.drift.add(number, measurement)
-        self._study.set_user_attr(REFERENCES, self.drift.to_json())
+        for name, value in self.drift.with_one(self._me, number, measurement).items():
+            self._study.set_user_attr(name, value)
+        self.drift = SharedDrift(self._study.user_attrs)

@@ -10,6 +10,8 @@ worker comes to the same decision:
   no better than chance is no guide.
 * Nor once a seed is clearly slower than what was known before it. They come in the order of their
   promise: where they fit, the first ones say so; where they do not, each one costs a trial.
+* What comes from other kinds of devices alone comes late: after the search's random start, in turns
+  with its own proposals, and no more once any other trial, the default too, is as fast.
 
 Followed to their end, the search's own start is as long as without seeds: a model needs to know the
 space around them. Seeds that were given up lie about like random draws, and count as such.
@@ -39,6 +41,7 @@ class SeededProposer:
         first: indices to try before anything else, in order: the default. They are no seeds.
         seeds: indices that experience from elsewhere suggests, the most promising first.
         random_first: random draws before `own` is asked, where there are seeds.
+        late: indices that devices unlike this one suggest, the most promising first.
     """
 
     def __init__(
@@ -47,10 +50,13 @@ class SeededProposer:
         first: Sequence[int] = (),
         seeds: Sequence[int] = (),
         random_first: int = RANDOM_FIRST,
+        late: Sequence[int] = (),
     ) -> None:
         self._own, self._random_first = own, random_first
         self._first = tuple(dict.fromkeys(first))
         self._seeds = tuple(i for i in dict.fromkeys(seeds) if i not in self._first)
+        sooner = {*self._first, *self._seeds}
+        self._late = tuple(i for i in dict.fromkeys(late) if i not in sooner)
 
     def copy(self) -> SeededProposer:
         """One that may be asked without this one learning from it."""
@@ -64,11 +70,13 @@ class SeededProposer:
             if index not in seen:
                 return index
         left = [index for index in self._seeds if index not in seen]
-        drawn = len([i for i in seen if i not in self._first and i not in self._seeds])
+        known = {*self._first, *self._seeds, *self._late}
+        drawn = len([i for i in seen if i not in known])
         given_up = self._mislead(seen) or self._disappoint(seen)
         if not left or given_up:
             if not self._seeds or drawn >= (1 if given_up else self._random_first):
-                return self._own.propose(seen, rng)
+                late = self._next_late(seen, drawn)
+                return self._own.propose(seen, rng) if late is None else late
             left = []
         seeded = len(self._seeds) - len(left) + 1
         if left and MOST_SEEDED[1] * seeded <= MOST_SEEDED[0] * (len(seen) + 1):
@@ -77,6 +85,27 @@ class SeededProposer:
         if not untried.size:
             return left[0] if left else None
         return int(rng.choice(untried))
+
+    def _next_late(self, seen: Mapping[int, float | None], drawn: int) -> int | None:
+        """The next one that other kinds of devices suggest; None where it is not their turn."""
+        left = [index for index in self._late if index not in seen]
+        if not left or drawn < self._random_first or next(reversed(seen)) in self._late:
+            return None
+        seeded = len(seen) - drawn - len([i for i in self._first if i in seen]) + 1
+        if MOST_SEEDED[1] * seeded > MOST_SEEDED[0] * (len(seen) + 1):
+            return None
+        late = others = math.inf
+        for index, time in seen.items():
+            if time is None:
+                continue
+            if index not in self._late:
+                others = min(others, time)
+            elif time > CLEARLY * min(late, others):
+                return None
+            else:
+                late = min(late, time)
+        begun = any(seen.get(index) is not None for index in self._late)
+        return None if begun and not late < others else left[0]
 
     def _mislead(self, seen: Mapping[int, float | None]) -> bool:
         """Whether something that was not suggested is as fast as all that was."""

@@ -10,39 +10,32 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from optuna.distributions import BaseDistribution
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import Study
 from optuna.trial import Trial
+from sqlalchemy.exc import SQLAlchemyError
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None  # type: ignore[assignment]
+from kernelforge.tune.file_lock import CAN_LOCK, hold
+from kernelforge.tune.study_file import FileStorage
 
 BEAT_S = 20
 """Seconds between two signs of life of a worker that measures."""
 GRACE_S = 60
 """Without a sign for so long, by the database's own clock, it is dead."""
-
-
-class FileStorage(JournalStorage):
-    """A journal file, and beside it the file that workers take turns by."""
-
-    def __init__(self, backend: JournalFileBackend, path: Path) -> None:
-        super().__init__(backend)
-        self.turns = path.with_name(path.name + ".turn")
+KEPT_ALIVE = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3}
+"""Of the connection that holds a turn: a worker that does not answer for a minute gives it back."""
 
 
 @contextmanager
 def turn(storage: BaseStorage, study: str) -> Iterator[None]:
     """Held by one worker at a time, on any machine; a worker that dies gives it back.
 
-    Taken on PostgreSQL by an advisory lock, with a file by the operating system's; other storages
+    Taken on PostgreSQL by an advisory lock, with files by the operating system's; other databases
     know none, and two of their workers may now and then try the same.
     """
     storage = _inner(storage)
@@ -50,14 +43,16 @@ def turn(storage: BaseStorage, study: str) -> Iterator[None]:
         # One connection beside the storage's own: its end, however it comes, ends the lock.
         with storage.engine.connect() as connection:
             key = zlib.crc32(f"kernelforge {study}".encode())
-            connection.exec_driver_sql(f"SELECT pg_advisory_lock({key})")
+            # A machine that is switched off does not say so: the server is to ask.
+            asked = ", ".join(f"set_config('{n}', '{s}', false)" for n, s in KEPT_ALIVE.items())
+            connection.exec_driver_sql(f"SELECT {asked}, pg_advisory_lock({key})")
             try:
                 yield
             finally:
                 connection.exec_driver_sql(f"SELECT pg_advisory_unlock({key})")
-    elif isinstance(storage, FileStorage) and fcntl is not None:
-        with storage.turns.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    elif CAN_LOCK and (turns := _turns_of(storage)) is not None:
+        with turns.open("ab") as file:
+            hold(file)
             yield
     else:
         yield
@@ -81,7 +76,9 @@ def alive(storage: BaseStorage, trial: int) -> Iterator[None]:
 
     def beat() -> None:
         while not ended.wait(BEAT_S):
-            storage.record_heartbeat(trial)
+            # Where the database is gone, whoever tells the result says so.
+            with suppress(StorageInternalError, SQLAlchemyError):
+                storage.record_heartbeat(trial)
 
     storage.record_heartbeat(trial)
     thread = threading.Thread(target=beat, name="sign of life", daemon=True)
@@ -93,12 +90,32 @@ def alive(storage: BaseStorage, trial: int) -> Iterator[None]:
         thread.join()
 
 
-def silent(storage: BaseStorage, study: int) -> frozenset[int]:
-    """Ids of the study's running trials whose workers gave signs of life, and have stopped."""
+def signs_of_life(storage: BaseStorage, study: int) -> dict[int, bool]:
+    """Running trials whose workers gave signs of life, by id: whether they still do.
+
+    By the database's own clock: those of the machines need not agree.
+    """
     storage = _inner(storage)
     if not isinstance(storage, RDBStorage) or storage.heartbeat_interval is None:
-        return frozenset()
-    return frozenset(storage._get_stale_trial_ids(study))
+        return {}
+    with storage.engine.connect() as connection:
+        given = connection.exec_driver_sql(
+            "SELECT t.trial_id FROM trials t JOIN trial_heartbeats h ON h.trial_id = t.trial_id "
+            f"WHERE t.state = 'RUNNING' AND t.study_id = {study:d}"
+        )
+        found = dict.fromkeys((int(row[0]) for row in given), True)
+    return {**found, **dict.fromkeys(storage._get_stale_trial_ids(study), False)}
+
+
+def _turns_of(storage: BaseStorage) -> Path | None:
+    """The file that workers take turns by; None where there is none."""
+    if isinstance(storage, FileStorage):
+        return storage.turns
+    if isinstance(storage, RDBStorage) and storage.engine.dialect.name == "sqlite":
+        database = Path(storage.engine.url.database or "")
+        if database.is_file():
+            return database.with_name(database.name + ".turn")
+    return None
 
 
 def _inner(storage: BaseStorage) -> BaseStorage:

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -17,8 +17,8 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage
 
-from kernelforge.compile import buildable
-from kernelforge.errors import TuneError
+from kernelforge.compile import buildable, find_compiler
+from kernelforge.errors import CompileError, SpaceError, TuneError
 from kernelforge.family import KernelFamily
 from kernelforge.measure.bench import Bench, Effort
 from kernelforge.measure.isolated import IsolatedBench, Patience
@@ -38,12 +38,14 @@ from kernelforge.tune.objective import (
     measured_trials,
     release_orphans,
 )
-from kernelforge.tune.portfolio import Known, members_for
+from kernelforge.tune.portfolio import Known, is_distant, members_for
 from kernelforge.tune.problems import TuneTask
 from kernelforge.tune.sampler import EnumeratedSampler
+from kernelforge.tune.saving import Saving, saving_of
 from kernelforge.tune.search import OnProgress, Search
-from kernelforge.tune.storage import open_storage
-from kernelforge.tune.warm import Start, starts_for
+from kernelforge.tune.storage import explained, open_storage
+from kernelforge.tune.study_file import StorageError
+from kernelforge.tune.warm import Start, starts_for, won_here
 from kernelforge.variant import Variant
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.dtypes import DType
@@ -93,6 +95,7 @@ class TuneResult:
         portfolio_won: whether the winner was one of these.
         good_trial: number, from 1, of the first trial that reached 95 % of the winner's speed; 0
             where the winner was measured in the finals only.
+        saving: what warm start, portfolio and this run's other winners saved; None if unknown.
     """
 
     family: str
@@ -111,6 +114,7 @@ class TuneResult:
     portfolio_trials: int = 0
     portfolio_won: bool = False
     good_trial: int = 0
+    saving: Saving | None = None
 
     @property
     def speedup(self) -> float:
@@ -118,6 +122,7 @@ class TuneResult:
         return self.default.median_ns / self.best.median_ns
 
 
+@explained()
 def tune_problem(
     device: Device,
     family: KernelFamily,
@@ -133,6 +138,8 @@ def tune_problem(
     isolation: Isolation | None = None,
     near: Sequence[Mapping[str, Any]] = (),
     portfolio: Sequence[Mapping[str, Any]] = (),
+    distant: bool = False,
+    won_before: Mapping[str, Any] | None = None,
 ) -> TuneResult:
     """Finds the fastest right variant of a family for one problem on one device.
 
@@ -144,7 +151,8 @@ def tune_problem(
         family: what to tune.
         precision: of the weights.
         problem: the dimensions.
-        budget: trials, and seconds for this problem.
+        budget: trials, those in further layouts included, and seconds for this problem. Finals,
+            and the default timed again for drift, are no trials.
         journal: takes every measurement.
         storage: Optuna's: open, or where to open it (see `tune.storage`).
         on_progress: called after each trial.
@@ -156,6 +164,8 @@ def tune_problem(
         near: configurations to try after the default and before `warm`, which do not count as
             warm: winners of this very run.
         portfolio: configurations to try after `warm`: what is fast on many devices.
+        distant: whether nothing of the portfolio is of this device; it is then tried later.
+        won_before: one of `warm` to try before `near`: this problem's winner on this device.
 
     Of the trials at most 70 % are of `near`, `warm` and `portfolio` together (see `seeded`).
 
@@ -171,12 +181,17 @@ def tune_problem(
     held = storage if isinstance(storage, BaseStorage) else open_storage(storage)
     target = buildable(device.info)
     configs = family.valid(precision, target, problem)
-    default = family.default(precision, target, problem)
+    try:
+        default = family.default(precision, target, problem)
+    except SpaceError as error:  # other problems of the run may do
+        raise TuneError(f"tune {family.name} {precision} at {problem}: {error}") from error
     layouts, deadline = LayoutTrials(family, precision, configs), Deadline(budget.seconds)
     own = budget
     if budget.seconds is not None and layouts.several:
         own = replace(budget, seconds=(1 - SHARE) * budget.seconds)
-    sampler = EnumeratedSampler(configs, [default], [*near, *warm, *portfolio], seed=seed)
+    seeds = [*([won_before] if won_before else []), *near, *warm, *(() if distant else portfolio)]
+    late = portfolio if distant else ()
+    sampler = EnumeratedSampler(configs, [default], seeds, seed=seed, late=late)
     name = study_name(device, family, precision, problem, configs)
     study = optuna.create_study(
         storage=held, sampler=sampler, study_name=name, load_if_exists=True, direction="minimize"
@@ -193,8 +208,11 @@ def tune_problem(
         try:
             with present(study):
                 search = Search(study, sampler, bench, journal, default, own, on_progress, origins)
-                search.run()
-                search.run_layouts(layouts, deadline)
+                kept = layouts.kept(budget.trials)
+                search.run(budget.trials - kept)
+                if kept:
+                    search.run_layouts(layouts, deadline)
+                    search.run(deadline=deadline)  # what they did not need
                 finals = finals_once(
                     study, held, budget.profile, partial(_finals, search, bench, default, budget)
                 )
@@ -219,6 +237,7 @@ def tune_problem(
             f"every finalist of {family.name} {precision} at {problem} failed the check on the "
             f"full problem: {describe_failures(finals)}"
         )
+    corrected = search.corrected()
     return TuneResult(
         family=family.name,
         precision=precision.name,
@@ -235,7 +254,8 @@ def tune_problem(
         warm_won=best.variant in warm_names,
         portfolio_trials=len(portfolio_names & {m.variant for m in found}),
         portfolio_won=best.variant in portfolio_names,
-        good_trial=first_good(search.corrected(), best.variant),
+        good_trial=first_good(corrected, best.variant),
+        saving=saving_of(corrected, best.variant),
     )
 
 
@@ -251,7 +271,7 @@ def _finals(
             f"{bench.info.name}: {describe_failures(found)}"
         )
     finalists = with_every_layout(family, precision, finalists, found)
-    return run_finals(bench, finalists, default, budget.rounds, _finals_s(budget))
+    return run_finals(bench, finalists, default, budget.rounds, budget.finals_s)
 
 
 def open_bench(
@@ -299,7 +319,7 @@ def tune_problems(
         on_result: called after each problem.
         seed: of the searches.
         isolation: as for `tune_problem`.
-        starts: winners of other bundles; those that fit best are tried first.
+        starts: winners of other bundles; those that fit best are tried early.
         known: a portfolio; of each problem's share of it, what covers most is tried after those.
 
     Raises:
@@ -307,7 +327,7 @@ def tune_problems(
         KeyboardInterrupt: handed on; everything finished is kept.
     """
     held = storage if isinstance(storage, BaseStorage) else open_storage(storage)
-    deadline = Deadline(budget.seconds)
+    deadline, target = Deadline(budget.seconds), buildable(device.info)
     ordered = sorted(tasks, key=lambda task: (-task.weight, str(task)))
     results: list[TuneResult] = []
     failure: TuneError | None = None
@@ -323,9 +343,10 @@ def tune_problems(
         try:
             result = tune_problem(
                 device, task.family, task.precision, task.problem, own, journal, held,
-                on_progress, warm=starts_for(starts, task, buildable(device.info)), seed=seed,
+                on_progress, warm=starts_for(starts, task, target), seed=seed,
                 isolation=isolation, near=_transfer(results, task),
-                portfolio=members_for(known, task, buildable(device.info)),
+                portfolio=members_for(known, task, target), distant=is_distant(known, target),
+                won_before=won_here(starts, task, target),
             )  # fmt: skip
         except LeftError as error:
             log.log(logging.INFO if i < len(ordered) else logging.WARNING, "%s: %s", task, error)
@@ -333,7 +354,8 @@ def tune_problems(
                 left.append(task)
             continue
         except TuneError as error:
-            if isinstance(error.__cause__, DeviceLostError | OSError):
+            lost = isinstance(error.__cause__, DeviceLostError | OSError)
+            if lost or isinstance(error, StorageError):
                 raise
             log.error("%s: %s", task, error)
             failure = error
@@ -355,14 +377,16 @@ def study_name(
 ) -> str:
     """Name of a study: `llvmpipe/gemv/f16/M768.K768/1a2b3c4d`.
 
-    The last part changes with the driver, a software device's processor, the template and the
-    valid configurations: times from before such a change are not comparable.
+    The last part changes with the driver, a software device's processor, the compiler, the template
+    and the valid configurations: times from before such a change are not comparable.
     """
     info = device.info
     template = render(family, precision, configs[0]).template_sha256 if configs else ""
     known = [info.driver_name, info.driver_info, info.driver_version, template, list(configs)]
     if info.processor:
         known.append(info.processor)
+    with suppress(CompileError):  # there need be none where SPIR-V was carried here
+        known.append(f"glslang {find_compiler().version}")
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
     return f"{info.slug}/{family.name}/{precision}/{problem}/{digest}"
 
@@ -373,10 +397,3 @@ def _transfer(results: Sequence[TuneResult], task: TuneTask) -> list[dict[str, A
     same.sort(key=lambda r: (r.precision != task.precision.name, task.problem.distance(r.problem)))
     space = task.family.space
     return [space.normalise(Variant.parse(r.best.variant).values) for r in same[:2]]
-
-
-def _finals_s(budget: Budget) -> float:
-    """Seconds for the finals: a tenth of the problem's time, between one and eight."""
-    if budget.seconds is None:
-        return 4.0 if budget.profile == "quick" else 8.0
-    return min(8.0, max(1.0, 0.1 * budget.seconds))

@@ -57,9 +57,28 @@ def read_starts(bundles: Iterable[Path]) -> list[Start]:
         except BundleError as error:
             raise TuneError(f"--warm-start {path}: {error}") from error
         for entry in manifest.entries:
-            variant = Variant.parse(entry.variant)
+            try:
+                variant = Variant.parse(entry.variant)
+            except SpaceError as error:
+                raise TuneError(f"--warm-start {path}: {error}; leave this bundle out") from None
             found.append(Start(variant, entry.problem, manifest.device.slug))
     return found
+
+
+def won_here(starts: Sequence[Start], task: TuneTask, info: DeviceInfo) -> dict[str, Any] | None:
+    """What won this very problem on this very device before, if it still fits.
+
+    The first of a manifest's entries for a problem is its winner; others are for other layouts.
+    """
+    own = [
+        start
+        for start in starts
+        if start.bundle == info.slug
+        and start.variant.family == task.family.name
+        and start.variant.precision == task.precision.name
+        and task.problem.distance(start.problem) == 0
+    ]
+    return next(iter(starts_for(own[:1], task, info, 1)), None)
 
 
 def starts_for(

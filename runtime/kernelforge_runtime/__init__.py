@@ -70,6 +70,8 @@ def load_model(
     adapters: Iterable[Adapter | str | os.PathLike[str]] = (),
     chunk: int = 256,
     memory: int | str | None = None,
+    hooks: bool = False,
+    prefix_cache: int = 0,
 ) -> Model:
     """Loads a .pth or .safetensors checkpoint; its version is read from the tensors.
 
@@ -79,7 +81,7 @@ def load_model(
             again with the model.
         bundle: kernels from `load_bundle`; the best ones for the device where None.
         weights: "f32", "bf16", "f16", "q8" or "nf4"; where None f16, but f32 for models with ROSA,
-            and a quantised file's own.
+            and a converted file's own.
         activations: "f32", or "f16" for the residual stream and the inputs of products.
         slots: sequences that one step can advance; see Model.forward_batch.
         progress: called after each matrix and table on the device with (weights so far, weights
@@ -93,11 +95,24 @@ def load_model(
         chunk: tokens of a step that there must be memory for; a longer prompt goes in pieces.
         memory: limit of what the device's buffers take: bytes, or a text like 2GiB; see
             open_device.
+        hooks: whether there must be memory for looking inside and for vectors, too.
+        prefix_cache: bytes that an engine's prefix cache is to have on the host.
 
     Raises:
         KernelForgeError: the file, the device or the bundle cannot serve; one line says why.
     """
-    how = weights, activations, slots, progress, int8_dot, quant, adapters, chunk
+    how = (
+        weights,
+        activations,
+        slots,
+        progress,
+        int8_dot,
+        quant,
+        adapters,
+        chunk,
+        hooks,
+        prefix_cache,
+    )
     if device is not None:
         if memory is not None:
             device.memory.limit = parse_bytes(str(memory))

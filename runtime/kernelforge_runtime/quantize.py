@@ -11,7 +11,7 @@ step is a large part of the scale, are rounded down where rounding to nearest wo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,14 @@ _AT_ONCE: Final = 1 << 17
 """Weights per pass: float32 temporaries of this many stay in a core's cache."""
 
 
+class Rows(Protocol):
+    """A matrix that gives float32 rows when they are asked for, as arrays do."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Quantized:
     """A quantised matrix.
@@ -76,11 +84,11 @@ class Quantized:
         return self.weight.nbytes + self.scale.nbytes
 
 
-def quantize(values: NDArray[np.float32], dtype: DType, name: str = "a matrix") -> Quantized:
+def quantize(values: Rows, dtype: DType, name: str = "a matrix") -> Quantized:
     """Rounds a matrix [M, K] to q8 or nf4.
 
     Args:
-        values: K is a multiple of 64.
+        values: K is a multiple of 64; taken a few rows at a time.
         dtype: Q8 or NF4.
         name: of the matrix, for the message.
 

@@ -4,7 +4,8 @@ The states of the sequences that ran last live in slots of the device (they are 
 read back only when somebody needs it on the host, or another sequence its slot.
 
 A state file says which model it is of, by the model's hash (weights.model_hash): the same version
-and sizes are not enough. Files from before that, without one, are taken with a warning.
+and sizes are not enough. Another conversion of the same model takes it (model_identity), and says
+so of files. Files from before that, without a hash, are taken with a warning.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import json
 import logging
 import math
 import os
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,11 +28,13 @@ from safetensors.numpy import save as write_tensors
 
 from kernelforge_runtime.dtypes import F32, DType
 from kernelforge_runtime.errors import DeviceLostError, ModelError
+from kernelforge_runtime.model_identity import ModelHash, is_hash
 
 Arrays = dict[str, NDArray[Any]]
 FORMAT = "kernelforge.state/1"
 log = logging.getLogger(__name__)
 _SLACK = 1 << 20
+_REMEDY = "; load the model (and adapters) that it was saved with, or a conversion of it"
 _SPARE = 2048
 _LONGEST = 1 << 24  # tokens that ROSA's kernels can tell apart
 _MOST_TOKENS = 1 << 40
@@ -112,18 +114,28 @@ class State:
 
     @property
     def arrays(self) -> Arrays:
-        """The values on the host; read back first where they are on the device."""
+        """The values on the host; a copy to be read where they are on a device.
+
+        To change those, `clone` the state, or have its model `release` it.
+        """
         if self._residence is not None:
             self._arrays = self._residence.read_state(self._slot)
+            for array in self._arrays.values():
+                array.flags.writeable = False  # else a change would be lost without a word
         return self._arrays
 
     def move_in(self, residence: Residence, slot: int = 0) -> None:
         """From now on the values are in a slot of the device."""
         self._residence, self._slot = residence, slot
 
+    def lives_in(self, residence: Residence, slot: int) -> bool:
+        """Whether the values are in this slot, and not on the host or another model's by now."""
+        return self._residence is residence and self._slot == slot
+
     def move_out(self) -> None:
-        """Brings the values back to the host."""
-        self._arrays = self.arrays
+        """Brings the values back to the host, where they are not there."""
+        if self._residence is not None:
+            self._arrays = self._residence.read_state(self._slot)
         self._residence = None
 
     def lose(self, why: str) -> None:
@@ -138,15 +150,15 @@ class State:
     def check(self, version: str, specs: Specs, model: str | None = None) -> None:
         """Raises ModelError where this is not a state of such a model, of this hash if known."""
         found = {name: array.shape for name, array in self._arrays.items()}
-        if self.version != version or not _fits(found, specs, self.position):
+        # On a device a history has grown there; what is on the host is of before.
+        position = self.position if self._residence is None else 0
+        if self.version != version or not _fits(found, specs, position):
             raise ModelError(
                 f"the state given is another model's: {self.version} {found}; "
                 f"this model's are {version} {_expected(specs, self.position)}"
             )
-        if None not in (model, self.model) and model != self.model:
-            raise ModelError(
-                f"the state given is another model's: of hash {self.model}, this one has {model}"
-            )
+        if model is not None and self.model is not None:
+            _require_kin(self.model, model, "the state given")
 
     def reserve(self, specs: Specs, tokens: int) -> None:
         """Makes what grows large enough for so many more tokens; at least doubles it."""
@@ -173,7 +185,8 @@ class State:
             n: np.ascontiguousarray(a, np.uint32 if a.dtype == np.uint32 else np.float32)
             for n, a in self.arrays.items()
         }
-        note = json.dumps([FORMAT, self.version, self.position, self.model])
+        known = [] if self.model is None else [ModelHash.of(self.model).to_json()]
+        note = json.dumps([FORMAT, self.version, self.position, self.model, *known])
         data = write_tensors(tensors, {"kernelforge": note})
         temporary = None
         try:
@@ -183,12 +196,12 @@ class State:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)
-        except OSError as error:
-            if temporary is not None:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ModelError(f"state {target} was not written: {why}; use another path") from error
+        finally:
+            if temporary is not None:  # broken off, by an interrupt for one, it is there still
                 temporary.unlink(missing_ok=True)
-            raise ModelError(
-                f"state {target} was not written: {error.strerror}; use another path"
-            ) from error
 
     @classmethod
     def load(
@@ -275,33 +288,68 @@ def _compare(path: str | os.PathLike[str], found: str | None, model: str | None)
         return
     if found is None:
         log.warning("state %s does not say which model it is of: taken as this one's", path)
-    elif found != model:
-        raise ModelError(
-            f"state {path} is another model's: of hash {found}, this one has {model}; load "
-            "the model (and adapters) that it was saved with"
+    elif _require_kin(found, model, f"state {path}", _REMEDY) == "conversion":
+        log.warning(
+            "state %s was saved with another conversion of this model (of hash %s, this one has "
+            "%s): taken; the text may differ as far as the weights are rounded otherwise",
+            *(path, found, model),
         )
+
+
+def _require_kin(found: str, model: str, what: str, remedy: str = "") -> str:
+    """How a state's model is related to the one that is to go on from it; a stranger is refused."""
+    kin = ModelHash.of(found).kinship(model)
+    if kin in ("same", "conversion"):
+        return kin
+    same = " and the same architecture" if kin == "sibling" else ""
+    raise ModelError(
+        f"{what} is another model's: of hash {found}, this one has {model}{same}{remedy}"
+    )
 
 
 def _note(path: str | os.PathLike[str]) -> tuple[str | None, int, str | None]:
     """(version, tokens consumed, model's hash) that a state file names.
 
     (None, 0, None) of another program's.
+
+    Raises:
+        ModelError: the note is of another format, or damaged.
     """
     with Path(path).open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = file.read(min(size, _SLACK))
     try:
-        kind, version, *rest = json.loads(json.loads(header)["__metadata__"]["kernelforge"])
-    except (KeyError, TypeError, ValueError):
+        note = json.loads(header)["__metadata__"]["kernelforge"]
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None, 0, None
+    try:
+        kind, version, *rest = json.loads(note)
+    except (TypeError, ValueError, RecursionError):
+        raise ModelError(
+            f"state {path} is damaged: its note {str(note)[:40]!r} says nothing"
+        ) from None
+    if kind != FORMAT:
+        raise ModelError(
+            f"state {path} is of the format {str(kind)[:40]!r}, this program reads {FORMAT}: read "
+            "it with the version that wrote it"
+        )
     tokens = rest[0] if rest else 0
-    if kind != FORMAT or not isinstance(tokens, int) or not 0 <= tokens <= _MOST_TOKENS:
-        return None, 0, None
+    whole = isinstance(tokens, int) and not isinstance(tokens, bool)
+    if not whole or not 0 <= tokens <= _MOST_TOKENS:
+        raise ModelError(
+            f"state {path} is damaged: it says that it has read {str(tokens)[:40]} tokens"
+        )
     model = rest[1] if len(rest) > 1 else None
-    if model is not None and not (
-        isinstance(model, str) and re.fullmatch("[0-9a-f]{8,128}", model)
-    ):
+    if model is not None and not is_hash(model):
         raise ModelError(
             f"state {path} is damaged: it names {str(model)[:40]!r} as its model's hash"
         )
-    return str(version), tokens, model
+    if model is None or len(rest) < 3:
+        return str(version), tokens, model
+    known = rest[2] if isinstance(rest[2], dict) else {"architecture": rest[2]}
+    for name in ("architecture", "origin"):
+        if known.get(name) is not None and not is_hash(known[name]):
+            raise ModelError(
+                f"state {path} is damaged: it names {str(known[name])[:40]!r} as its model's {name}"
+            )
+    return str(version), tokens, ModelHash(model, known.get("architecture"), known.get("origin"))

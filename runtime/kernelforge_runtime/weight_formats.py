@@ -19,6 +19,8 @@ from kernelforge_runtime.quantize import table_format
 
 WEIGHT_FORMATS: dict[str, DType] = {d.name: d for d in (F32, BF16, F16, Q8, NF4)}
 """By the names that users write, from the finest to the coarsest."""
+FORMATS_KEY = "kernelforge.formats"
+"""Metadata of a converted file: the formats it is in, in this grammar."""
 HEAD, EMBEDDING = "head", "emb"
 _GRAMMAR = "entries are FORMAT, LAYER:FORMAT, FIRST-LAST:FORMAT, head:FORMAT or emb:FORMAT"
 _DIGITS = 9
@@ -121,17 +123,18 @@ class FormatSpec:
         """The format for all that is not named; None where none was given."""
         return next((e.form for e in self.entries if e.place == "rest"), None)
 
-    def of(self, layers: int, usual: DType) -> WeightFormats:
+    def of(self, layers: int, usual: DType, under: WeightFormats | None = None) -> WeightFormats:
         """The formats of a model.
 
         Args:
             layers: that it has.
             usual: what it is kept in where nothing was asked.
+            under: what holds in place of `usual`, but where a format is given for all the rest.
 
         Raises:
             ModelError: it has no such layer, or one is named twice.
         """
-        made = WeightFormats(self.usual or usual)
+        made = under if under and self.usual is None else WeightFormats(self.usual or usual)
         found: list[tuple[DType, _Entry] | None] = [None] * layers
         for entry in self.entries:
             if entry.place == HEAD:
@@ -149,7 +152,7 @@ class FormatSpec:
                     raise self._wrong(entry.text, f"{other[1].text!r} names layer {i} already")
                 found[i] = entry.form, entry
         if any(found):
-            chosen = tuple(made.usual if f is None else f[0] for f in found)
+            chosen = tuple(made.matrix(i) if f is None else f[0] for i, f in enumerate(found))
             made = replace(made, layers=chosen)
         return made
 

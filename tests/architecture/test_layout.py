@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).parents[2]
 
 TOP_FOLDERS = {
@@ -111,3 +113,7 @@ def test_every_family_has_a_template_and_a_test_that_names_it(tracked: list[str]
     tests = "".join(file.read_text() for file in (ROOT / "tests" / "families").glob("test_*.py"))
     assert {f for f in families if f"templates/{f}.comp.j2" not in tracked} == set()
     assert {f for f in families if not re.search(rf"\b{f}\b", tests)} == set()
+
+
+def test_the_files_that_start_first_are_there() -> None:
+    assert [file for file in LONGEST if not (ROOT / "tests" / file).is_file()] == []

@@ -34,6 +34,10 @@ RANDOM_VARIANTS = int(os.environ.get("KERNELFORGE_VARIANTS", "1"))
 DRAWS = max(50, 3 * RANDOM_VARIANTS)
 """Before a space is enumerated, for what they did not find."""
 MOST_STEPS = 2_000
+THOROUGH = 5
+"""With so many random variants every one is compiled as it is; with fewer see `lightened`."""
+HEAVY_WORDS = 3_500
+"""Of a module whose accesses are checked: beyond it the older llvmpipe takes 2 to 20 s for one."""
 CEILINGS = {family.name: family for family in (READ, COPY, FMA)}
 
 # Makes f16 subnormals into float32 subnormals: wrong where those are flushed to zero. The tuner
@@ -64,6 +68,31 @@ def drawn(
     others = (params for params in possible if params != default)
     found = list(islice(others, RANDOM_VARIANTS))
     return [default, *found], next(others, None) is None
+
+
+def lightened(
+    family: KernelFamily,
+    precision: DType,
+    params: dict[str, Any],
+    words: int,
+    device: Device,
+    problem: Problem,
+) -> dict[str, Any]:
+    """The same variant by address, where a test run has no time for its module as it is.
+
+    By address the older llvmpipe compiles it in a quarter of the time. The variant as it is runs
+    on all other devices of the run, on llvmpipe of Mesa 26 too, and in `make conformance`.
+
+    Args:
+        words: length of the module as it is.
+    """
+    other = {**params, "ADDRESS": True}
+    old = device.info.slug == "llvmpipe" and device.info.driver_info.startswith("Mesa 25.")
+    if not old or RANDOM_VARIANTS >= THOROUGH or words <= HEAVY_WORDS:
+        return params
+    if params.get("ADDRESS") is not False or family.fits(precision, other, device.info) is not None:
+        return params
+    return params if family.space.refuses(other, device.info, problem) else other
 
 
 def _possible(

@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from kernelforge.suffix_automaton import rosa
+from kernelforge.traits.suffix_automaton import rosa
 from kernelforge_runtime.abi.rosa import NO_MATCH, words
 from kernelforge_runtime.ops.numpy_rosa import pack
 

@@ -5,7 +5,7 @@ import pytest
 
 from kernelforge.families.gemm import GEMM
 from kernelforge.families.gemv import GEMV
-from kernelforge.matrices import stored_weight, weight_values
+from kernelforge.traits.matrices import stored_weight, weight_values
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ACTIVATIONS, ROUTE_ROWS, route_code
 from kernelforge_runtime.dtypes import BF16, F16, F32, NF4, Q8
@@ -13,20 +13,24 @@ from tests.families.running import UNWRITTEN, assert_close, run, variants
 
 pytestmark = [pytest.mark.vulkan, pytest.mark.glslang]
 
-SMALL_TILE = {"FORM": "tile", "BM": 16, "BT": 8, "BK": 16, "TM": 2, "TT": 4, "WORKGROUP": 16}
+SMALL_TILE = {"FORM": "tile", "BM": 16, "BT": 8, "BK": 32, "TM": 2, "TT": 4, "WORKGROUP": 16}
 TALL_TILE = {"FORM": "tile", "BM": 32, "BT": 64, "BK": 32, "TM": 4, "TT": 8, "WORKGROUP": 64}
-TALL_TILE |= {"ADDRESS": True}  # checked access to so many takes long to compile
 BROADCAST = {"FORM": "broadcast", "WORKGROUP": 8, "BM": 32, "BT": 32, "BK": 32, "TM": 2, "TT": 4}
 BY_TOKENS = {**BROADCAST, "TM": 4, "TT": 8, "SPREAD": "tokens"}
-LONG_WORDS = {"ADDRESS": True, "WORD": 64}
+BY_ADDRESS = {"ADDRESS": True}
+LONG_WORDS = {**BY_ADDRESS, "WORD": 64}
+CHECKED = (SMALL_TILE, BROADCAST, BY_TOKENS)
+# Software devices compile checked access for several times as long: beside the default's it is
+# tried in one format and width only, and in all of them by conformance.
 FORMS = (
-    SMALL_TILE,
-    TALL_TILE,
-    BROADCAST,
+    {**SMALL_TILE, **BY_ADDRESS},
+    {**TALL_TILE, **BY_ADDRESS},
+    {**BROADCAST, **BY_ADDRESS},
     {**BROADCAST, **LONG_WORDS, "TM": 4, "TT": 12},
-    BY_TOKENS,
+    {**BY_TOKENS, **BY_ADDRESS},
     {**BY_TOKENS, **LONG_WORDS},
 )
+EVERY_FORM = (*CHECKED, *FORMS)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 33, 65])
@@ -34,7 +38,7 @@ def test_token_counts_that_fit_no_tile_are_right(device, rng, tokens):
     problem = Problem(M=64, K=96, S=2, T=tokens, X=32, Y=32)
     given = GEMM.inputs(problem, F32, rng)
     expected = GEMM.oracle(problem, F32, given, {})
-    for params in variants(GEMM, F32, device, problem, *FORMS):
+    for params in variants(GEMM, F32, device, problem, *EVERY_FORM):
         found = run(device, GEMM, F32, params, problem, given)
         assert_close(GEMM, problem, found, expected, params)
 
@@ -49,7 +53,7 @@ def test_both_forms_agree_on_sums_that_are_exact(device, rng, precision):
     given["in_x"] = rng.integers(-8, 9, (1, 19, 64)).astype(np.float32)
     given["route"][:, 2] = 0
     exact = given["in_x"][0] @ whole.T
-    tried = variants(GEMM, precision, device, problem, *FORMS, {**SMALL_TILE, "UNPACK": "shift"})
+    tried = variants(GEMM, precision, device, problem, *FORMS, {**FORMS[0], "UNPACK": "shift"})
     for params in tried:
         found = run(device, GEMM, precision, params, problem, given)["out_y"]
         np.testing.assert_array_equal(found, exact, str(params))
@@ -82,7 +86,7 @@ WIDE_TILES = [
     (F32, 32, 32, {**WIDE}),
     (BF16, 16, 16, {**WIDE, "PREFETCH": True, "VEC": 2, "PAD": 1, "ADDRESS": True}),
     (Q8, 32, 16, {**WIDE, "STRIP": 8, "GROUP": 8, "ADDRESS": True}),
-    (NF4, 16, 32, {**WIDE, "BM": 64, "WORKGROUP": 64, "BK": 32, "PREFETCH": True}),
+    (NF4, 16, 32, {**WIDE, "BM": 64, "WORKGROUP": 64, "BK": 32, "PREFETCH": True, "ADDRESS": True}),
     (F16, 32, 32, {**WIDE, "BM": 64, "BT": 64, "TT": 8, "WORKGROUP": 64, "ADDRESS": True}),
 ]
 
@@ -106,7 +110,7 @@ def test_workgroups_in_groups_visit_every_tile(device, rng):
     problem = Problem(M=64 * 8 + 32, K=32, S=1, T=70, X=32, Y=32)
     given = GEMM.inputs(problem, F32, rng)
     expected = GEMM.oracle(problem, F32, given, {})
-    change = {**WIDE, "BM": 64, "WORKGROUP": 64, "GROUP": 8}
+    change = {**WIDE, "BM": 64, "WORKGROUP": 64, "GROUP": 8, "ADDRESS": True}
     params = {**GEMM.space.declared_default, **change}
     found = run(device, GEMM, F32, params, problem, given)
     assert_close(GEMM, problem, found, expected)
@@ -120,7 +124,7 @@ def test_rows_are_read_with_the_stride_of_their_route(device, rng):
     given["in_x"] = wide
     given["route"][:] = [[32, 160, 0, 0]]
     expected = {"out_y": wide[:, 32:96].astype(np.float64) @ given["weight"].T}
-    for params in variants(GEMM, F32, device, problem, *FORMS):
+    for params in variants(GEMM, F32, device, problem, *EVERY_FORM):
         found = run(device, GEMM, F32, params, problem, given)
         assert_close(GEMM, problem, found, expected, params)
 
@@ -130,7 +134,7 @@ def test_each_block_has_its_own_epilogue_and_the_residual_is_added_once(device, 
     given = GEMM.inputs(problem, F32, rng)
     given["route"][:, 2] = [route_code(name, add=True) for name in ACTIVATIONS]
     expected = GEMM.oracle(problem, F32, given, {})
-    for params in variants(GEMM, F32, device, problem, *FORMS):
+    for params in variants(GEMM, F32, device, problem, *EVERY_FORM):
         found = run(device, GEMM, F32, params, problem, given)
         assert_close(GEMM, problem, found, expected, params)
 
@@ -174,7 +178,7 @@ def test_the_last_token_of_an_aux_takes_its_own_row(device):
     }
     row = np.arange(32) + 7
     exact = (given["in_x"][0] + np.stack([row, row + 64, row + 128]) * 1000) / 2
-    for params in variants(GEMM, F32, device, problem, *FORMS):
+    for params in variants(GEMM, F32, device, problem, *EVERY_FORM):
         found = run(device, GEMM, F32, params, problem, given)["out_y"]
         np.testing.assert_array_equal(found, exact, str(params))
 
@@ -224,7 +228,7 @@ def test_aux_and_the_old_y_are_read_only_where_the_code_asks(device, rng):
     given["aux"][:] = given["out_y"][:] = np.nan
     given["route"][:, 2] = [0, route_code("silu", halve=True)]
     given["route"][:, 3] = 2**20
-    for params in variants(GEMM, F32, device, problem, *FORMS):
+    for params in variants(GEMM, F32, device, problem, *EVERY_FORM):
         found = run(device, GEMM, F32, params, problem, given)["out_y"]
         assert np.isfinite(found).all(), params
 
@@ -245,6 +249,6 @@ def test_nothing_is_written_behind_the_last_token(device, rng):
     given["out_y"] = np.full((64, 32), UNWRITTEN, np.uint32).view(np.float32)
     given["route"][:, 2] = 0
     given["in_x"] = np.concatenate([given["in_x"][0], np.full((61, 32), np.nan, np.float32)])
-    for params in variants(GEMM, F32, device, problem, *FORMS):
+    for params in variants(GEMM, F32, device, problem, *EVERY_FORM):
         found = run(device, GEMM, F32, params, problem, given)["out_y"]
         assert np.isfinite(found).all(), params

@@ -7,7 +7,7 @@ import pytest
 
 from kernelforge.compile import missing_extensions
 from kernelforge.families.gemm_coop import GEMM_COOP
-from kernelforge.matrices import stored_weight
+from kernelforge.traits.matrices import stored_weight
 from kernelforge_runtime.abi.device_info import GENERIC
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.dtypes import BF16, F16, NF4, Q8

@@ -7,7 +7,7 @@ import pytest
 
 from kernelforge.compile import compile_variant, missing_extensions, validate
 from kernelforge.families.gemm_coop2 import GEMM_COOP2
-from kernelforge.matrices import stored_weight
+from kernelforge.traits.matrices import stored_weight
 from kernelforge_runtime.abi.device_info import GENERIC
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.spirv import reflect

@@ -14,7 +14,7 @@ from tests.families.running import assert_close, run
 
 pytestmark = [pytest.mark.vulkan, pytest.mark.glslang]
 
-SMALL = {"BM": 16, "BT": 8, "BK": 16, "TM": 2, "TT": 4, "WORKGROUP": 16}
+SMALL = {"BM": 16, "BT": 8, "BK": 32, "TM": 2, "TT": 4, "WORKGROUP": 16}
 WIDE = {"BM": 64, "BT": 32, "TM": 8, "TT": 4, "WORKGROUP": 64, "PREFETCH": True, "ADDRESS": True}
 
 

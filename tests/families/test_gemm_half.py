@@ -5,8 +5,8 @@ import pytest
 
 from kernelforge.families.gemm import GEMM
 from kernelforge.families.gemm_half import GEMM_HALF
-from kernelforge.matrices import stored_weight
 from kernelforge.measure.verify import compare, reduction_length
+from kernelforge.traits.matrices import stored_weight
 from kernelforge_runtime.abi.device_info import GENERIC
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.dtypes import F16, F32
@@ -41,8 +41,8 @@ def test_sums_that_a_half_holds_are_exact(half_device, rng):
     default = {**GEMM_HALF.space.declared_default}
     for change in (
         {},
-        {"FLUSH": 8},
-        {"SPLIT_GRID": 4},
+        {"FLUSH": 8, "ADDRESS": True},
+        {"SPLIT_GRID": 4, "ADDRESS": True},
         WIDE,
         {**WIDE, "SPLIT_GRID": 2, "GROUP": 0},
     ):
@@ -69,7 +69,8 @@ def test_the_tolerance_of_float32_sums_is_missed_so_that_this_is_a_family_of_its
     given["route"][:, 2] = 0
     expected = GEMM_HALF.oracle(problem, F16, given, {})["out_y"]
     length = reduction_length(problem, ("T", "M"))
-    for params in variants(GEMM_HALF, F16, half_device, problem, {"FLUSH": 2}, {"FLUSH": 8}):
+    flushes = [{"FLUSH": count, "ADDRESS": True} for count in (2, 8)]
+    for params in variants(GEMM_HALF, F16, half_device, problem, *flushes):
         found = run(half_device, GEMM_HALF, F16, params, problem, given)["out_y"]
         strict, own = (
             compare("out_y", found, expected, F32, length, f.tolerance) for f in (GEMM, GEMM_HALF)

@@ -9,7 +9,7 @@ from kernelforge.compile import buildable
 from kernelforge.compile.coverage import gaps
 from kernelforge.families.gemv import GEMV
 from kernelforge.families.gemv_dot import GEMV_DOT
-from kernelforge.matrices import stored_weight
+from kernelforge.traits.matrices import stored_weight
 from kernelforge_runtime.abi.device_info import GENERIC
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import route_code

@@ -6,7 +6,7 @@ import pytest
 from kernelforge.families.layer_norm import LAYER_NORM
 from kernelforge.families.norm_shift import NORM_SHIFT
 from kernelforge.families.token_shift import TOKEN_SHIFT
-from kernelforge.segments import owners
+from kernelforge.traits.segments import owners
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.dtypes import F32
 from tests.families.running import assert_close, run, variants

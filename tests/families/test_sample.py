@@ -1,5 +1,8 @@
 """sample: the choices of the host's sampler, and of no other distribution."""
 
+from functools import cache
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 
@@ -8,6 +11,7 @@ from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.sampling import CHOICE_WORDS, DRAW, LARGEST, NO_TOKEN
 from kernelforge_runtime.dtypes import F32
 from kernelforge_runtime.text import Sampler, Sampling, draws
+from kernelforge_runtime.text.sampler import candidates
 from tests.families.running import run, variants
 
 pytestmark = [pytest.mark.vulkan, pytest.mark.glslang]
@@ -36,8 +40,9 @@ def choose(device, logits, choice, penalty=None):
 
 def host(logits, count, **settings):
     """What the host's sampler draws from a row, with the same random number."""
-    sampling = Sampling(presence=0, frequency=0, **settings)
-    return Sampler(sampling, draw=lambda: draws.uniform(SEED, count)).choose(logits)
+    sampler = Sampler(Sampling(presence=0, frequency=0, seed=SEED, **settings))
+    sampler._accepted = count
+    return sampler.choose(logits)
 
 
 SETTINGS = [
@@ -58,17 +63,25 @@ def test_host_and_device_choose_the_same_tokens_from_the_same_seed(device, rng, 
     assert np.count_nonzero(found != expected) <= 1
 
 
+@cache
+def shares(row, settings):
+    """How often the host chooses each token of a row of logits; the same for every device."""
+    logits = np.frombuffer(row, np.float32)
+    fine = (np.arange(20_000) + 0.5) / 20_000
+    sampler = Sampler(Sampling(presence=0, frequency=0, **dict(settings)))
+    with patch("kernelforge_runtime.text.sampler.uniform", lambda _seed, count: fine[count]):
+        chosen = [sampler.choose(logits) for _ in fine]
+    return np.bincount(chosen, minlength=len(logits)) / len(fine)
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_draws_follow_the_hosts_distribution(device, rng, settings):
-    rows, vocab = 4000, 40
+    # SwiftShader takes several times as long for a row.
+    rows, vocab = 1000 if device.info.slug == "swiftshader" else 4000, 40
     row = (1.5 * rng.standard_normal(vocab)).astype(np.float32)
     choice = [words(count=i, **settings) for i in range(rows)]
     found = choose(device, np.tile(row, (rows, 1)), choice)
-    fine = (np.arange(20_000) + 0.5) / 20_000
-    sampling = Sampling(presence=0, frequency=0, **settings)
-    stream = iter(fine)
-    sampler = Sampler(sampling, draw=lambda: next(stream))
-    share = np.bincount([sampler.choose(row) for _ in fine], minlength=vocab) / len(fine)
+    share = shares(row.tobytes(), tuple(settings.items()))
     seen = np.bincount(found, minlength=vocab)
     assert (seen[share == 0] == 0).all()
     likely = share * rows >= 5
@@ -76,6 +89,39 @@ def test_draws_follow_the_hosts_distribution(device, rng, settings):
     freedom = max(likely.sum() - 1, 1)
     assert chi2 < freedom + 5 * (2 * freedom) ** 0.5 + 5
     assert likely.sum() >= 3
+
+
+def test_every_row_has_its_own_penalties_top_p_and_top_k_together(device, rng):
+    """Three kinds of row side by side, each with the distribution of the host's rules."""
+    rows, vocab, kinds = 1200, 30, 3
+    settings = [
+        {"temperature": 1.4, "top_p": 0.8, "top_k": 6},
+        {"temperature": 0.8, "top_p": 0.95, "top_k": 12},
+        {"temperature": 2.0, "top_p": 0.6, "top_k": 4},
+    ]
+    bases = (1.5 * rng.standard_normal((kinds, vocab))).astype(np.float32)
+    penalty = np.zeros((rows, PAIRS, 2), np.uint32)
+    choice, lowered = [], bases.copy()
+    for kind in range(kinds):
+        tokens = np.argsort(-bases[kind])[: kind + 2]
+        lowered[kind, tokens] -= np.float32(0.7 + kind / 4)
+        penalty[kind::kinds, : len(tokens), 0] = tokens
+        penalty[kind::kinds, : len(tokens), 1] = np.float32(0.7 + kind / 4).view(np.uint32)
+    for row in range(rows):
+        choice.append(words(count=row, pairs=row % kinds + 2, **settings[row % kinds]))
+    found = choose(device, np.tile(bases, (rows // kinds, 1)), choice, penalty)
+    for kind in range(kinds):
+        kept, weights = candidates(
+            lowered[kind], Sampling(presence=0, frequency=0, **settings[kind])
+        )
+        seen = np.bincount(found[kind::kinds], minlength=vocab)
+        wanted = np.zeros(vocab)
+        wanted[kept] = weights / weights.sum() * (rows // kinds)
+        assert (seen[wanted == 0] == 0).all()
+        assert 3 <= len(kept) <= settings[kind]["top_k"]
+        chi2 = ((seen - wanted)[kept] ** 2 / wanted[kept]).sum()
+        freedom = len(kept) - 1
+        assert chi2 < freedom + 5 * (2 * freedom) ** 0.5 + 5
 
 
 def test_the_familys_random_numbers_are_the_runtimes():

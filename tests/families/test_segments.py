@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kernelforge.segments import decode_segments, filled_segments, owners, random_segments
+from kernelforge.traits.segments import decode_segments, filled_segments, owners, random_segments
 
 SIZES = [(1, 1), (1, 5), (2, 2), (3, 3), (3, 20), (4, 2), (8, 9)]
 

@@ -127,3 +127,18 @@ def test_tuning_is_told_of_both_ways(path: Path, device: Device, tmp_path: Path)
         assert found["rwkv7_mix", MIX] == LAYERS - 1  # the first layer has one LoRA less
         for family, _, problem in PARTS:
             assert found[family, problem] == LAYERS - (family == "rwkv7_gates")
+
+
+def test_tuning_for_slots_is_told_of_a_head_that_multiplies_all_of_them(
+    path: Path, device: Device
+) -> None:
+    with kf.load_model(path, device, without_mix(device), "f32", slots=8) as model:
+        vocab = model.config.vocab
+        found = model.problems((1, 8), slots=(8,))
+        prompts = model.problems((1, 8))
+
+    def heads(problems: list[tuple[str, str, Problem, int]]) -> set[int]:
+        return {p["T"] for family, _, p, _ in problems if family == "gemv" and p["M"] == vocab}
+
+    assert heads(prompts) == {1}
+    assert heads(found) == {1, 8}

@@ -123,6 +123,46 @@ def test_layers_that_are_not_there_are_refused_before_anything_runs(plain, layer
     assert state.position == 0
 
 
+class Failing:
+    """Fails where it is shown the end of a layer, once."""
+
+    def __init__(self, model=None):
+        self.model, self.failed = model, False
+
+    def begin(self, layers, version):
+        pass
+
+    def wants(self, place):
+        return place.ends_block
+
+    def see(self, place, values):
+        if self.model is not None:
+            self.model.forward([1])
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError("seen enough")
+
+
+def test_an_observer_that_fails_leaves_the_state_whole(plain):
+    tokens = prompt(plain, 9)
+    state, whole = plain.new_state(), plain.new_state()
+    with pytest.raises(RuntimeError, match="seen enough"):
+        plain.forward(tokens[:6], state, hidden=Failing())
+    assert state.position == 6
+    plain.forward(tokens[:6], whole)
+    assert worst(plain.forward(tokens[6:], state)[0], plain.forward(tokens[6:], whole)[0]) < LIMIT
+
+
+@pytest.mark.vulkan
+def test_an_observer_cannot_run_the_model_in_the_middle_of_a_step(plain_path):
+    with kf.load_model(plain_path, opened(DEVICES[0]), weights="f32") as model:
+        state = model.new_state()
+        with pytest.raises(ModelError, match="an observer cannot run the model that it looks at"):
+            model.forward([1, 2], state, hidden=Failing(model))
+        assert state.position == 2
+        assert np.isfinite(model.forward([3], state)[0]).all()
+
+
 def test_what_was_not_kept_is_not_made_up(plain):
     found = kf.Hidden([1])
     with pytest.raises(ModelError, match="layer 1: it was not kept"):

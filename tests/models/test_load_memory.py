@@ -55,14 +55,15 @@ def test_where_the_host_does_not_see_the_memory_it_never_holds_a_whole_matrix(
     weights, tmp_path, llvmpipe, monkeypatch
 ):
     path = random_rwkv7(tmp_path / "m.safetensors", change=halve, width=128, vocab=4096)
-    bind, visible = Buffer._bind, ("tokens", "owners", "segments", "staging")
+    bind, visible = Buffer._bind, ("step inputs", "staging")
     kernels = KernelSet.open(llvmpipe.info)
     with kf.load_model(path, llvmpipe, kernels, weights) as model:
         expected, _ = model.forward([5, 6])
     monkeypatch.setattr(
         Buffer, "_bind", lambda self, mapped, doing: bind(self, self.name in visible, doing)
     )
-    monkeypatch.setattr("kernelforge_runtime.ops.device_weights.AT_ONCE", 1 << 13)
+    monkeypatch.setattr("kernelforge_runtime.ops.device_weights.JOB_ELEMENTS", 1 << 13)
+    monkeypatch.setattr("kernelforge_runtime.ops.matrix_place.AT_ONCE", 1 << 13)
     monkeypatch.setattr("kernelforge_runtime.stored_matrix.PIECE_ELEMENTS", 1 << 12)
     monkeypatch.setattr("kernelforge_runtime.vk.staging.STAGING_BYTES", 1 << 18)
     peaks = {}

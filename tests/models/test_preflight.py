@@ -82,6 +82,58 @@ def test_so_it_is_for_other_versions_and_activations(write, activations, tmp_pat
         assert lavapipe.memory.used == model.needs.total
 
 
+@pytest.mark.parametrize("write", [random_rwkv7, random_rwkv7a])
+def test_with_hooks_what_looking_takes_is_reckoned_too(write, tmp_path, lavapipe):
+    path = write(tmp_path / "m.safetensors")
+    with load(path, lavapipe, chunk=16, hooks=True) as model:
+        run_all(model, 16)
+        assert lavapipe.memory.used == model.needs.total - model.needs.parts["hooks"]
+        width = model.config.width
+        for tokens in (16, 1):  # this other version reads more of a token than its embedding
+            takes = model.config.version == "rwkv7"
+            rows = {"vectors": np.ones((tokens, width))} if takes else {"tokens": [1] * tokens}
+            model.forward(**rows, hidden=kf.Hidden())
+        assert lavapipe.memory.used == model.needs.total
+        assert f"hooks {model.needs.parts['hooks']:,}" in str(model.needs)
+    with load(path, lavapipe, chunk=16) as model:
+        assert model.needs.parts["hooks"] == 0
+
+
+def test_who_looks_where_there_is_no_room_gets_that_of_other_steps_or_is_told(path, lavapipe):
+    with load(path, lavapipe, chunk=16) as model:
+        model.forward([5] * 16)
+        lavapipe.memory.limit = lavapipe.memory.used + 100
+        found = model.forward([3, 4], hidden=kf.Hidden())[0]  # for which that step goes
+        lavapipe.memory.limit = None
+        np.testing.assert_array_equal(model.forward([3, 4], hidden=kf.Hidden())[0], found)
+        lavapipe.memory.limit = 1000
+        with pytest.raises(OutOfMemoryError, match=r"bytes \(weights .* available: ") as found:
+            model.forward([3] * 16, hidden=kf.Hidden())
+        assert "\n" not in str(found.value)
+
+
+def test_a_prefix_cache_the_host_has_no_room_for_is_refused_before_loading(
+    path, lavapipe, monkeypatch
+):
+    with load(path, lavapipe, chunk=8) as model:
+        total = model.needs.total
+    monkeypatch.setattr("kernelforge_runtime.models.preflight.available_bytes", lambda: 5_000_000)
+    lavapipe.memory.peak = 0
+    with pytest.raises(OutOfMemoryError) as found:
+        load(path, lavapipe, chunk=8, prefix_cache=6_000_000)
+    assert lavapipe.memory.peak == 0
+    said = str(found.value)
+    assert "and on the host: prefix cache 6,000,000 bytes | available: " in said
+    assert ", 5,000,000 bytes on the host | " in said
+    fits = 5_000_000 - total  # the device computes on the host, and has its memory
+    assert said.endswith(f"would fit: prefix cache of at most {fits:,} bytes")
+    with pytest.raises(OutOfMemoryError):
+        load(path, lavapipe, chunk=8, prefix_cache=fits + 1)
+    load(path, lavapipe, chunk=8, prefix_cache=fits).close()
+    monkeypatch.setattr("kernelforge_runtime.models.preflight.available_bytes", lambda: None)
+    load(path, lavapipe, chunk=8, prefix_cache=1 << 60).close()
+
+
 def test_more_than_one_block_of_weights_leaves_no_gap(lavapipe):
     sizes = [300, 256 * 3, 5000, 256, 256 * 2, 2048]
     arena = Arena(lavapipe, "test", block_bytes=2048)
@@ -247,10 +299,19 @@ def test_verbs_take_a_limit_by_option_or_environment(path, llvmpipe, monkeypatch
     assert "memory limit 'plenty'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("what", [["--batch", "2"], ["--first-token"]])
+def test_bench_takes_the_limit_whatever_it_serves(path, what, capsys):
+    arguments = ["bench", str(path), "--pp", "0", "--tg", "0", *what, "--device", "llvmpipe"]
+    assert main([*arguments, "--memory", "50kB", "--quiet"]) == 1
+    said = capsys.readouterr().err
+    assert "50,000 of 50,000 bytes of the limit" in said
+    assert said.count("\n") == 1
+
+
 def test_a_matrix_packed_a_few_rows_at_a_time_is_the_same(path, lavapipe, monkeypatch):
     found = []
     for at_once in (1 << 20, 1 << 12):
-        monkeypatch.setattr("kernelforge_runtime.ops.device_weights.AT_ONCE", at_once)
+        monkeypatch.setattr("kernelforge_runtime.ops.matrix_place.CACHED_ELEMENTS", at_once)
         with load(path, lavapipe, quant=FORMATS[3]) as model:
             found.append(model.forward([5, 6])[0])
     np.testing.assert_array_equal(*found)

@@ -1,10 +1,19 @@
 """Conversations: what the model reads, where a turn ends, and what the state then holds."""
 
+import random
+import re
+
 import numpy as np
 import pytest
 
 import kernelforge_runtime as kf
-from kernelforge_runtime.engine.chat import FORMATS, ChatFormat, Conversation, usual_format
+from kernelforge_runtime.engine.chat import (
+    FORMATS,
+    ChatFormat,
+    Conversation,
+    usual_format,
+    without_blank_lines,
+)
 from kernelforge_runtime.errors import RequestError
 from kernelforge_runtime.text import load_tokenizer
 from tests.models.checkpoints import DEMO, random_rwkv7
@@ -114,6 +123,32 @@ def test_an_answer_that_is_broken_off_counts_as_far_as_it_came(model):
     assert_state_after(model, conversation, text)
 
 
+def test_a_prompt_is_broken_off_while_it_is_read(model):
+    conversation = talk(model)
+    conversation.engine.chunk = 4
+    pieces = conversation.say("x" * 40)
+    assert next(pieces) == ""
+    pieces.close()
+    assert conversation.engine.steps == 1
+    assert conversation.turns == [("x" * 40, "")]
+    text = b"User: " + b"x" * 40 + b"\n\nAssistant:\n\nUser:"
+    assert_state_after(model, conversation, text)  # what was said is read all the same
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_an_answer_that_fails_leaves_the_conversation_as_it_was(model, monkeypatch, anew):
+    conversation = talk(model)
+    first, state = say(conversation, "hi"), conversation.state
+    with monkeypatch.context() as patch:
+        patch.setattr(conversation.engine.tokenizer, "decode", lambda _: b"".missing)
+        with pytest.raises(RequestError, match="the answer was broken off: AttributeError"):
+            "".join(conversation.regenerate() if anew else conversation.say("go on"))
+    assert conversation.turns == [("hi", first)]
+    assert conversation.state is state
+    assert "".join(conversation.regenerate()) == first  # from where it was said the first time
+    assert conversation.turns == [("hi", first)]
+
+
 def test_a_saved_conversation_goes_on_and_a_reset_one_starts_anew(model, tmp_path):
     conversation = talk(model)
     first = say(conversation, "hi")
@@ -149,3 +184,12 @@ def test_the_format_follows_the_vocabulary():
     assert usual_format(load_tokenizer("auto", 256)) == "plain"
     assert usual_format(load_tokenizer("auto", 65536)) == "world"
     assert usual_format(None) == "plain"
+
+
+def test_blank_lines_go_in_one_pass_over_however_much_white_space():
+    rng = random.Random(2)
+    for _ in range(300):
+        text = "".join(rng.choice("ab \n\n\t\r") for _ in range(rng.randrange(20)))
+        assert without_blank_lines(text) == re.sub(r"\s*\n\s*\n\s*", "\n", text)
+    long = "a" + " " * 200_000 + "b"
+    assert without_blank_lines(long) == long  # minutes, where a blank is looked at more than once

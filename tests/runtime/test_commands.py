@@ -83,8 +83,7 @@ def test_a_wait_that_runs_out_names_the_step_and_the_device_still_closes(name):
         assert "'rwkv7 greedy of 1 tokens'" in message
         assert device.info.name in message
         assert "not done after 1e-06 s" in message
-        with pytest.raises(DeviceError, match="still running"):
-            plan.submit()
+        assert plan.is_running
     assert device.live_objects == {}
     assert device.handle is None
     plan.close()

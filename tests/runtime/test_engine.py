@@ -60,7 +60,9 @@ def test_sixteen_prompts_together_get_the_greedy_text_that_each_gets_alone(devic
         engine = kf.Engine(model)
         requests = [engine.submit(prompt, 12, GREEDY) for prompt in PROMPTS]
         finished(engine)
-        for prompt, request in zip(PROMPTS, requests, strict=True):
+        # Alone each takes as long as all together: the poorer device does a few, the longest too.
+        some = slice(None) if device_name == DEVICES[0] else slice(None, None, 5)
+        for prompt, request in list(zip(PROMPTS, requests, strict=True))[some]:
             pieces = kf.generate(model, prompt, 12, GREEDY)
             assert request.text == "".join(p.text for p in pieces), prompt
             assert request.reason == "length"
@@ -269,7 +271,7 @@ BAD = {
     "true for an id": (([1, True],), {}, "true and false are no ids"),
     "a number for a prompt": ((5,), {}, "no list of token ids"),
     "nothing for a prompt": ((None,), {}, "no list of token ids"),
-    "a number too large for any id": (([2**70],), {}, "whole numbers"),
+    "a number too large for any id": (([2**70],), {}, "has 71 bits"),
     "a number for stop strings": (("a",), {"stop": 5}, "must be a list"),
     "nothing for stop strings": (("a",), {"stop": None}, "must be a list"),
     "too long a stop string": (("a",), {"stop": ["x" * 1025]}, "of up to 1025 characters"),

@@ -1,10 +1,13 @@
 """Generation: pieces of text as they are known, the same on both op sets."""
 
+import weakref
+
 import numpy as np
 import pytest
 
 import kernelforge_runtime as kf
 from kernelforge_runtime.engine.generate import Statistics
+from kernelforge_runtime.models import reference as reference_module
 from tests.models.checkpoints import random_rwkv7
 
 GREEDY = kf.Sampling(temperature=0)
@@ -148,3 +151,21 @@ def test_a_character_that_is_cut_off_is_said_at_the_end(tmp_path):
 def test_a_prompt_that_cannot_be_run_is_refused_at_the_first_piece(reference, prompt):
     with pytest.raises(kf.KernelForgeError, match="token"):
         next(kf.generate(reference, prompt, 4, GREEDY))
+
+
+def test_a_long_prompt_leaves_no_logits_behind_but_its_last(reference, monkeypatch):
+    monkeypatch.setattr(reference_module, "CHUNK", 4)
+    step, made, most = reference._step, [], []
+
+    def watched(*given):
+        most.append(sum(logits() is not None for logits in made))
+        logits, seen = step(*given)
+        made.append(weakref.ref(logits))
+        return logits, seen
+
+    expected, _ = reference.forward(list(range(60)))
+    monkeypatch.setattr(reference, "_step", watched)
+    found, _ = reference.forward(list(range(60)))
+    np.testing.assert_array_equal(found, expected)
+    assert len(most) == 15
+    assert max(most) <= 2

@@ -153,9 +153,26 @@ def test_a_damaged_bundle_is_passed_over_with_a_warning(
 ) -> None:
     (tuned / "example-x1" / "kernels.safetensors").write_bytes(b"nonsense")
     with caplog.at_level(logging.WARNING):
-        assert locate(DEVICE, search=[tuned]).match is BundleMatch.GENERIC
+        found = locate(DEVICE, search=[tuned])
+    assert found.match is BundleMatch.GENERIC
+    damaged = f"that can be read, for {tuned / 'example-x1'} is damaged; using generic (slower). "
+    assert damaged in found.reason
     assert "bundle passed over" in caplog.text
     assert "example-x1" in caplog.text
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_bundle_without_its_manifest_is_no_silent_return_to_the_generic_one(
+    tuned: Path, caplog: pytest.LogCaptureFixture, linked: bool
+) -> None:
+    manifest = tuned / "example-x1" / "manifest.json"
+    manifest.unlink()
+    if linked:
+        manifest.symlink_to(tuned / "nowhere")
+    with caplog.at_level(logging.WARNING):
+        reason = locate(DEVICE, search=[tuned]).reason
+    assert f"{tuned / 'example-x1'} is damaged; using generic" in reason
+    assert "holds kernels, but no manifest.json" in caplog.text
 
 
 def test_hidden_folders_and_stray_files_are_not_bundles(tuned: Path) -> None:

@@ -238,6 +238,8 @@ def test_texts_have_a_form() -> None:
     refused(set_signature("addressing", {}), "signature")
     refused(set_signature("features", ["Float 16"]), "feature")
     refused(set_signature("grid", [[["NN", 1]], [], []]), "grid dimension")
+    for windowed in (["q"], ["x", "x"], [], ["y"], ["x", 1], {}, ["x"] * 99, ["x"]):
+        refused(set_signature("windowed", windowed), "windowed")
     refused(edited(lambda data: data["device"].__setitem__("features", ["b", "a"])), "in order")
 
 
@@ -278,3 +280,41 @@ def test_every_rule_of_the_specification_has_a_test_of_its_name() -> None:
         path.read_text(encoding="utf-8") for path in README.parents[1].glob("tests/*/test_*.py")
     )
     assert [rule for rule in rules if f"def test_{rule}(" not in tests] == []
+
+
+def signature_text(text: bytes) -> bytes:
+    """The first signature of a manifest, as it stands there."""
+    found = re.search(rb'\n      "signature": \{\n.*?\n      \},', text, re.DOTALL)
+    assert found is not None
+    return found[0]
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["new", "read before"])
+def test_a_signature_is_taken_from_its_own_place_alone(second: bool) -> None:
+    entries = [entry(Problem(N=7)), entry(Problem(N=8))]
+    text = make(*entries).to_bytes()
+    whole = signature_text(text)
+    assert text.count(whole) == 2
+    at = text.rindex(whole) if second else text.index(whole)
+    bare = text[:at] + text[at + len(whole) :]
+    refused(bare, "key signature is missing")
+    end = bare.index(b'\n      "spread_ns"', at)
+    twice = bare[:end] + whole + whole + bare[end:]
+    refused(twice, "key 'signature' is there twice")
+    start = bare.index(b'"verified": {', at) + len(b'"verified": {')
+    refused(bare[:start] + whole + bare[start:], "key signature is missing")
+    start = bare.index(b'"problem": {', at - 120) + len(b'"problem": {')
+    refused(bare[:start] + whole + bare[start:], "signature")
+    nothing = bare[:end] + b'\n      "signature": null,' + bare[end:]
+    refused(nothing, "expected an object, found None")
+
+
+def test_signatures_with_the_same_grid_and_constants_are_each_checked() -> None:
+    good = make(entry(Problem(N=7)), entry(Problem(N=8))).to_bytes()
+    data = json.loads(good)
+    data["entries"][1]["signature"]["workgroup"] = 10**6
+    text = (json.dumps(data, sort_keys=True, indent=2) + "\n").encode()
+    refused(text, r"entries\[1\]: workgroup: expected a whole number")
+    data["entries"][1]["signature"] |= {"workgroup": 64, "grid": [[True], [], []]}
+    text = (json.dumps(data, sort_keys=True, indent=2) + "\n").encode()
+    refused(text, r"entries\[1\]: grid count: expected a whole number")

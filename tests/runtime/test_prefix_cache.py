@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import kernelforge_runtime as kf
+from kernelforge_runtime.engine import token_trie
 from kernelforge_runtime.engine.chat import FORMATS, Conversation
 from kernelforge_runtime.engine.prefix_cache import SHORTEST, PrefixCache
 from kernelforge_runtime.engine.token_trie import TokenTrie
@@ -315,3 +316,59 @@ def test_a_conversation_begun_anew_does_not_read_its_opening_again(model):
         answers.append("".join(talk.say("In the beginning was the Word")))
     assert len(set(answers)) == 1
     assert engine.prefix_cache.statistics.reused_tokens > 20
+
+
+def test_a_long_prompt_is_walked_once_however_often_it_is_kept(model, monkeypatch):
+    seen, alike = [], token_trie._alike
+    monkeypatch.setattr(token_trie, "_alike", lambda a, b: seen.append(1) or alike(a, b))
+    for budget in (LARGE, 20 * model.new_state().nbytes):  # all is kept, or the latest alone
+        seen.clear()
+        engine = kf.Engine(model, slots=1, prefix_cache=PrefixCache(budget, every=8))
+        (request,), _ = run(engine, drawn(random.Random(1), 480), tokens=1)
+        assert request.reason == "length"
+        assert engine.prefix_cache.statistics.kept == 60
+        assert len(seen) < 3 * 60, "each keep walks from where the last one was"
+        checked(engine.prefix_cache)
+
+
+def test_an_engine_that_goes_on_after_a_lost_device_keeps_its_cache(path):
+    prompt = list(range(30))
+    lost, found = (kf.load_reference(path) for _ in range(2))
+    rounded = kf.load_reference(path, weights="nf4")
+    engine = kf.Engine(lost, slots=1, prefix_cache=LARGE)
+    (before,), _ = run(engine, prompt)
+    shared = kf.Engine(lost, slots=1, prefix_cache=engine.prefix_cache)
+    for each in (engine, shared):
+        each.reopen(found)
+    (after,), _ = run(engine, [*prompt, *before.tokens, 5])
+    assert engine.prefix_cache.statistics.reused_tokens == 33
+    (alone,), _ = run(kf.Engine(found, slots=1), [*prompt, *before.tokens, 5])
+    assert after.tokens == alone.tokens
+    engine.reopen(rounded)
+    assert not len(engine.prefix_cache)
+    with pytest.raises(RequestError, match="states of another model"):
+        kf.Engine(lost, slots=1, prefix_cache=engine.prefix_cache)
+
+
+def test_what_is_run_again_after_an_interrupt_is_kept_where_it_belongs(model, monkeypatch):
+    prompt, wanted = list(range(60)), model.forward(list(range(60)))[1]
+    engine = kf.Engine(model, slots=1, chunk=8, prefix_cache=PrefixCache(LARGE, every=8))
+    request, advance = engine.submit(prompt, 3, GREEDY), model.advance
+    for _ in range(5):
+        engine.step()
+
+    def broken(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "advance", broken)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    monkeypatch.setattr(model, "advance", advance)
+    for _ in engine.run():
+        pass
+    for node in checked(engine.prefix_cache)._trie:
+        assert node.kept is None or node.kept.position == node.length
+    found = engine.prefix_cache.longest(np.arange(57, dtype=np.uint32))
+    _, found = model.forward(prompt[56:], found)
+    np.testing.assert_allclose(found.arrays["wkv"], wanted.arrays["wkv"], atol=1e-9)
+    assert request.reason == "length"

@@ -1,5 +1,6 @@
 """The safetensors reader agrees with the library on good files and refuses hostile headers."""
 
+import json
 import struct
 import tracemalloc
 
@@ -89,8 +90,27 @@ def test_the_shortest_scalar_and_odd_spacing_are_read():
         (b"{} \0", "text after the object"),
     ],
 )
-def test_a_wrong_header_is_refused(header, says):
-    assert says in refused(safetensors_bytes(header, bytes(8)))
+def test_a_wrong_header_is_refused_however_it_is_spaced(header, says):
+    texts = [header]
+    if isinstance(header, dict):
+        texts = [json.dumps(header, separators=by).encode() for by in ((",", ":"), (" , ", " : "))]
+    for text in texts:
+        assert says in refused(safetensors_bytes(text, bytes(8)))
+
+
+def test_a_header_without_spaces_says_the_same_as_one_with_them():
+    header = {
+        "a": entry(shape=(), offsets=(0, 4)),
+        "b c\u00e9": entry("BF16", (2, 0, 3), (4, 4)),
+        "d": entry("I8", (1,) * 8, (4, 5)),
+    }
+    found = []
+    for by in ((",", ":"), (" , ", " : ")):
+        text = json.dumps(header, separators=by).encode()
+        blob = safetensors_bytes(text + b" " * (300 - len(text)), bytes(5))
+        found.append(read_safetensors(blob, len(blob), "m"))
+    assert found[0] == found[1]
+    assert [e.shape for e in found[0][0].values()] == [(), (2, 0, 3), (1,) * 8]
 
 
 def test_metadata_of_any_length_is_accepted_and_very_long_texts_are_left_out():

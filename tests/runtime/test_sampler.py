@@ -1,10 +1,15 @@
 """The sampler against the official rules, written out plainly and compared as distributions."""
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 
+from kernelforge_runtime.abi.sampling import FARTHEST
 from kernelforge_runtime.errors import KernelForgeError, ModelError
 from kernelforge_runtime.text import Sampler, Sampling, load_tokenizer
+from kernelforge_runtime.text import sampler as sampler_module
+from kernelforge_runtime.text.sampler import candidates
 
 PLAIN = {"presence": 0.0, "frequency": 0.0}
 
@@ -46,6 +51,56 @@ def test_draws_follow_the_rules(temperature, top_p, top_k):
     found = np.bincount([sampler.choose(logits) for _ in range(draws)], minlength=12) / draws
     assert np.all(found[want == 0] == 0)
     assert np.abs(found - want).max() < 5 * np.sqrt(0.25 / draws)
+
+
+def official_distribution(logits, temperature, top_p, top_k):
+    """Float64 [V] as the official package's function has them, in its float32.
+
+    Its sum may reach a top_p of 1 too early, or never, and then it takes the largest alone: there
+    everything is kept, as is meant.
+    """
+    p = np.exp(logits - logits.max())
+    p /= p.sum()
+    order = np.argsort(p, kind="stable")
+    if top_p < 1:
+        p[p < p[order[::-1][np.argmax(np.cumsum(p[order][::-1]) >= top_p)]]] = 0
+    if 0 < top_k < len(p):
+        p[order[:-top_k]] = 0
+    p = p.astype(np.float64) ** (1 / temperature)
+    return p / p.sum()
+
+
+def test_a_thousand_random_rows_have_the_official_distribution():
+    rng = np.random.default_rng(0)
+    wide = 0
+    for i in range(1000):
+        vocab, scale = int(rng.integers(2, 300)), rng.uniform(0.1, 6)
+        logits = (scale * rng.standard_normal(vocab)).astype(np.float32)
+        if i % 3 == 0:  # many equals
+            logits = np.round(logits)
+        top_p = (1.0, 0.85, 0.1, float(rng.uniform(0.01, 0.999)))[i % 4]
+        top_k = (0, 0, 1 + int(rng.integers(60)), 1000)[rng.integers(4)]
+        temperature = (1.0, 0.2, 1.3, 5.0)[rng.integers(4)]
+        want = official_distribution(logits, temperature, top_p, top_k)
+        kept, weights = candidates(logits, Sampling(temperature, top_p, top_k, **PLAIN))
+        found = np.zeros(vocab)
+        found[kept] = weights / weights.sum()
+        if len(kept) == top_k and i % 3 == 0:  # which of equals top_k keeps is nowhere said
+            found, want = np.sort(found), np.sort(want)
+        np.testing.assert_allclose(found, want, rtol=2e-4, atol=1e-9, err_msg=f"row {i}")
+        wide += len(kept) > 3
+    assert wide > 500
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_top_p_that_is_just_reached_keeps_no_more(count):
+    logits = np.log2(np.array([8, 4, 2, 1, 1], np.float32)) * np.float32(np.log(2))
+    top_p = (8 / 16, 12 / 16, 14 / 16, 15 / 16)[count - 1]
+    for little, expected in ((-1e-4, count), (1e-4, count + 1)):
+        found, _ = candidates(logits, Sampling(top_p=top_p + little, **PLAIN))
+        assert len(found) == (expected if expected < 4 else 5)  # the last two are equal
+    exact = np.array([0.0, -np.inf, 0.0, -np.inf, 0.0, 0.0], np.float32)
+    assert candidates(exact, Sampling(top_p=0.25 * count, **PLAIN))[0].tolist() == [0, 2, 4, 5]
 
 
 def test_ties_at_the_cutoff_are_kept():
@@ -131,6 +186,22 @@ def test_extreme_temperatures_do_not_break(temperature):
     assert token in ((1,) if temperature < 1 else (0, 1, 3))
 
 
+def test_what_has_no_weight_in_float32_is_not_brought_back_by_a_high_temperature():
+    """As in the official package and on a device, where it is no number any more."""
+    assert sampler_module.FARTHEST == FARTHEST
+    logits = np.array([0.0, -FARTHEST, -1.01 * FARTHEST, -FARTHEST], np.float32)
+    sampler = Sampler(Sampling(1e6, top_p=1.0, seed=0, **PLAIN))
+    assert {sampler.choose(logits) for _ in range(60)} == {0, 1, 3}
+
+
+def test_settings_are_plain_numbers_whatever_they_came_as():
+    found = Sampling(np.float16(0.5), np.float32(0.5), np.int8(5), 1, 0, True + 0, np.uint64(2**63))
+    assert found == Sampling(0.5, 0.5, 5, 1.0, 0.0, 1.0, 2**63)
+    kinds = (float, float, int, float, float, float, int)
+    assert tuple(type(v) for v in astuple(found)) == kinds
+    assert Sampler(Sampling(top_k=10**400, seed=10**400)).choose(np.zeros(3, np.float32)) < 3
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_logits_that_are_no_numbers_are_an_error(bad, temperature):
@@ -158,6 +229,11 @@ def test_logits_that_are_no_numbers_are_an_error(bad, temperature):
         {"frequency": 1e9},
         {"seed": -1},
         {"top_p": True},
+        {"temperature": 10**400},
+        {"temperature": np.array([1, 2])},
+        {"decay": -(10**5000)},
+        {"seed": -(10**5000)},
+        {"top_k": np.True_},
     ],
 )
 def test_wrong_settings_are_refused_by_name(options):

@@ -12,6 +12,7 @@ from kernelforge_runtime.dtypes import U32
 from kernelforge_runtime.errors import KernelForgeError, ModelError
 from kernelforge_runtime.state import FORMAT, State, StateSpec
 from tests.models.checkpoints import random_rwkv7
+from tests.models.later_checkpoints import random_rwkv7_rosa
 
 SHAPES = {"shift": StateSpec(4, (32,)), "wkv": StateSpec(2, (1, 32, 32))}
 HISTORY = {"rosa": StateSpec(2, (1, 3, 1), U32, symbols_per_word=8)}
@@ -59,7 +60,19 @@ def test_a_failed_save_leaves_the_old_file_whole(state, tmp_path):
         state.save(tmp_path / "folder")
     with pytest.raises(ModelError, match="was not written"):
         state.save(tmp_path / "missing" / "s")
+    with pytest.raises(ModelError, match="was not written: embedded null byte"):
+        state.save(tmp_path / "a\0b")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_save_that_is_broken_off_leaves_nothing_behind(state, tmp_path, monkeypatch):
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        state.save(tmp_path / "s")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_clone_is_independent(state):
@@ -83,7 +96,7 @@ def test_a_state_of_another_model_version_is_refused(state, tmp_path):
 
 
 def test_a_state_that_another_program_wrote_is_read(state, tmp_path):
-    for metadata in (None, {"writer": "me"}, {"kernelforge": "?"}, {"kernelforge": "[1]"}):
+    for metadata in (None, {"writer": "me"}):
         path = write(tmp_path / "s", state.arrays, metadata)
         assert equal(State.load(path, "rwkv7", SHAPES), state)
     named = {"kernelforge": json.dumps([FORMAT, "rwkv7"])}
@@ -199,6 +212,31 @@ def test_another_model_s_state_and_a_foreign_token_are_refused_and_nothing_chang
         np.testing.assert_array_equal(found, expected)
 
 
+BATCHES = {
+    "twice": ([[1], [2]], lambda good, bad: [good, good], "given for two sequences: clone it"),
+    "too few": ([[1], [2]], lambda good, bad: [good], "2 sequences were given 1 states"),
+    "another's": ([[1], [2]], lambda good, bad: [good, bad], "the state given is another model's"),
+    "foreign": ([[1], [96]], lambda good, bad: [good, None], "token 96 at position 0"),
+    "flat": ([[1], 2], lambda good, bad: [good, None], "a batch is a list of lists"),
+    "long": ([[1], [3, 2**70]], lambda good, bad: [good, None], "token at position 1 has 71 bits"),
+}
+
+
+@pytest.mark.vulkan
+@pytest.mark.parametrize("kind", ["numpy", "device"])
+def test_a_batch_of_which_one_part_is_bad_runs_none_of_it(kind, llvmpipe, tmp_path):
+    path = random_rwkv7(tmp_path / "m.safetensors", layers=1)
+    vulkan = kind == "device"  # with one slot: the first sequence has a step of its own
+    with kf.load_model(path, llvmpipe) if vulkan else kf.load_reference(path) as model:
+        _, good = model.forward([1, 2])
+        before = good.clone()
+        for tokens, states, says in BATCHES.values():
+            with pytest.raises(ModelError, match=says):
+                model.forward_batch(tokens, states(good, State("rwkv6", before.clone().arrays)))
+        assert good.position == 2 and equal(good, before)
+        assert model.forward_batch([])[0].shape == (0, 96)
+
+
 @pytest.mark.vulkan
 def test_a_float64_state_of_the_reference_continues_on_a_device(llvmpipe, tmp_path):
     path = random_rwkv7(tmp_path / "m.safetensors")
@@ -300,3 +338,50 @@ def test_a_state_file_whose_hash_is_none_is_refused(tmp_path, note):
     save_file(kept.arrays, tmp_path / "bad", {"kernelforge": whole})
     with pytest.raises(ModelError, match="as its model's hash"):
         kf.load_reference(path).load_state(tmp_path / "bad")
+
+
+NOTES = {
+    "not JSON": "rwkv7",
+    "a list in a list in a list": "[" * 100_000,
+    "a number of thousands of digits": f'["kernelforge.state/1", "rwkv7", {"9" * 5000}]',
+    "no list": "5",
+    "half a token": '["kernelforge.state/1", "rwkv7", 1.5]',
+    "true for a number": '["kernelforge.state/1", "rwkv7", true]',
+    "a negative number": '["kernelforge.state/1", "rwkv7", -1]',
+    "a later format": '["kernelforge.state/2", "rwkv7", 3]',
+}
+
+
+@pytest.mark.parametrize("kind", NOTES)
+def test_a_state_file_whose_note_is_damaged_or_of_another_format_is_refused(tmp_path, kind):
+    path = random_rwkv7(tmp_path / "m.safetensors", layers=1)
+    save_file(saved(path, tmp_path / "s").arrays, tmp_path / "bad", {"kernelforge": NOTES[kind]})
+    says = "is of the format 'kernelforge.state/2'" if "later" in kind else "is damaged: it"
+    with pytest.raises(ModelError, match=says) as caught:
+        kf.load_reference(path).load_state(tmp_path / "bad")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.vulkan
+@pytest.mark.parametrize("write", [random_rwkv7, random_rwkv7_rosa])
+def test_a_state_goes_from_one_model_to_another_and_back(write, llvmpipe, tmp_path):
+    """Of a history, more than the host knew of when it went to the device."""
+    path, tokens = write(tmp_path / "m.safetensors", layers=1, vocab=96), [*range(40)]
+    reference = kf.load_reference(path)
+    expected, last = reference.forward([*tokens, 1, 2, 3, 4])
+    with (
+        kf.load_model(path, llvmpipe, weights="f32") as one,
+        kf.load_model(path, llvmpipe, weights="f32") as two,
+    ):
+        _, state = one.forward(tokens)
+        for token, model in ((1, two), (2, one), (3, reference), (4, one)):
+            found, _ = model.forward([token], state)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        kept = state.arrays["shift"]
+        np.testing.assert_allclose(kept, last.arrays["shift"], atol=1e-4)
+        with pytest.raises(ValueError, match="read-only"):  # it is a copy, and would change nothing
+            kept[...] = 0
+        one.release(state)
+        state.arrays["shift"][...] = 0
+        assert not np.allclose(one.forward([5], state)[0], one.forward([5], last)[0])

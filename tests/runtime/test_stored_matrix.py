@@ -71,3 +71,14 @@ def test_what_is_beyond_float16_is_told_with_the_way_out(stored):
     matrix = StoredMatrix(encode(plain, DTYPES[stored]), stored, "file.pth: head.weight")
     with pytest.raises(ModelError, match=r"^head.weight does not fit f16 .*: use bf16 or f32"):
         matrix.write(np.empty((4, 8), np.float16), F16)
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_a_transpose_is_written_as_that_of_an_array(form):
+    raw = encode(values(12, 40), BF16)
+    turned = StoredMatrix(raw, "bf16", "m: w").T
+    assert turned.shape == (40, 12) and len(turned) == 40
+    target = np.empty((30, 12), form.np)
+    turned[5:35].write(target, form)
+    expected = encode(np.ascontiguousarray(decode(raw, BF16).T[5:35]), form)
+    assert np.array_equal(target.view(np.uint8), expected.view(np.uint8))

@@ -106,6 +106,10 @@ def test_half_a_surrogate_pair_is_refused_in_one_line(world):
     for tokenizer in (world, load_tokenizer("bytes", 256)):
         with pytest.raises(TokenizerError, match="at character 1, half of a surrogate"):
             tokenizer.encode("a\ud800")
+        with pytest.raises(
+            TokenizerError, match="byte 0xff at character 1 of the text is not UTF-8"
+        ):
+            tokenizer.encode("a\udcff")
 
 
 @pytest.mark.parametrize("size", [50277, 50304, 12, 65529, 65537])

@@ -1,5 +1,9 @@
 """A step that ran before makes nothing, and records nothing: memory and plans are there."""
 
+import gc
+import tracemalloc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -38,14 +42,22 @@ def made(monkeypatch):
     return found
 
 
+def hide_device_memory(monkeypatch):
+    """As on a graphics card: the host sees only what it asks to see."""
+    bind, placement = Buffer._bind, Device.placement
+    seen = {"step inputs", "staging"}
+    monkeypatch.setattr(
+        Buffer, "_bind", lambda self, m, doing: bind(self, m and self.name in seen, doing)
+    )
+    monkeypatch.setattr(
+        Device, "placement", lambda self, visible: replace(placement(self, visible), mapped=visible)
+    )
+
+
 @pytest.mark.parametrize("mapped", [True, False], ids=["mapped", "staged"])
 def test_a_warm_step_allocates_and_records_nothing(path, llvmpipe, made, monkeypatch, mapped):
-    if not mapped:  # as on a graphics card: the host sees only what it asks to see
-        bind = Buffer._bind
-        seen = {"tokens", "owners", "segments", "staging", "choices", "penalties", "chosen tokens"}
-        monkeypatch.setattr(
-            Buffer, "_bind", lambda self, m, doing: bind(self, m and self.name in seen, doing)
-        )
+    if not mapped:
+        hide_device_memory(monkeypatch)
     with kf.load_model(path, llvmpipe, weights="f32", slots=4) as model:
         pieces = [np.array([i], np.uint32) for i in range(4)]
         states = [model.new_state() for _ in pieces]
@@ -73,3 +85,36 @@ def test_decoding_one_sequence_and_its_prompt_record_nothing_the_second_time(pat
             model.forward([3], state)
             model.greedy(3, state)
         assert made == []
+
+
+@pytest.mark.parametrize("on_device", [True, False], ids=["by the device", "by the host"])
+def test_two_hundred_steps_of_an_engine_make_nothing_and_take_no_more_memory(
+    path, llvmpipe, made, on_device
+):
+    with kf.load_model(path, llvmpipe, weights="f32", slots=4) as model:
+        engine = kf.Engine(model, on_device=on_device)
+        for i in range(4):
+            engine.submit([i], 300, kf.Sampling(seed=i, presence=0, frequency=0))
+        for _ in range(20):  # by then everything is recorded
+            engine.step()
+        before, peaks = llvmpipe.live_objects, []
+        made.clear()
+        gc.collect()
+        tracemalloc.start()
+        try:
+            start = tracemalloc.get_traced_memory()[0]
+            for _ in range(4):
+                tracemalloc.reset_peak()
+                for _ in range(50):
+                    assert len(engine.step()) == 4
+                gc.collect()
+                peaks.append(tracemalloc.get_traced_memory()[1] - start)
+        finally:
+            tracemalloc.stop()
+        assert made == []
+        assert llvmpipe.live_objects == before
+        # Four lists of tokens have grown by 150 each, and a list that grows is there twice for a
+        # moment; logits that were kept would be 4 * 96 * 4 * 150 bytes.
+        assert peaks[-1] - peaks[0] < 4 * 150 * 32, peaks
+        for request in [*engine.active]:
+            engine.cancel(request)

@@ -2,6 +2,7 @@
 
 import atexit
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from kernelforge.cli.options import CEILINGS_FILE
 from kernelforge.convert.random_model import random_model
 from kernelforge.errors import CompileError
+from kernelforge.measure.baseline import Ceilings
 from kernelforge_runtime.errors import DeviceError
 from kernelforge_runtime.vk import list_devices
 
@@ -49,6 +52,20 @@ def kernelforge(*arguments: object, stdin: str = "", **changes: str):
     )
 
 
+def tune_here(monkeypatch: pytest.MonkeyPatch, *arguments: object, **changes: str) -> int:
+    """Tunes in this process, whose finals are short: for tests of what comes after, or of much.
+
+    As a command of its own it takes seconds for the finals of each problem.
+    """
+    from kernelforge.cli.main import main
+
+    with monkeypatch.context() as patch:
+        for name, value in environment(**changes).items():
+            patch.setenv(name, value)
+        patch.setattr("kernelforge.tune.budget.Budget.finals_s", 0.05)
+        return main(["tune", *map(str, arguments)])
+
+
 @dataclass(frozen=True)
 class Workplace:
     """A folder with a tiny random model and a copy of the generic bundle.
@@ -76,6 +93,19 @@ def workplace() -> Workplace:
             shutil.copytree(GENERIC, tuned / "generic")
     env = {"KERNELFORGE_TUNED": str(tuned), "XDG_DATA_HOME": str(folder / "data")}
     return Workplace(folder, tiny_model(), tuned, env)
+
+
+def known_ceilings(journal: Path) -> Path:
+    """The journal's folder, as if an earlier run had measured there what the device can do at best.
+
+    That takes each run of the tuner seconds; a test that is about something else does without.
+    """
+    info = next(info for info in list_devices() if info.slug == DEVICE)
+    driver = f"{info.driver_name} {info.driver_info}".strip()
+    known = Ceilings(10.0, 10.0, 50.0, 10.0, 50.0, info.slug, driver, "device")
+    journal.mkdir(parents=True, exist_ok=True)
+    (journal / CEILINGS_FILE).write_text(json.dumps(known.to_json()), encoding="utf-8")
+    return journal
 
 
 @cache

@@ -33,13 +33,15 @@ class Noise:
         drift: how much slower the device is at most, as it warms up.
         warm_s: seconds of device time in which it has done most of that.
         outliers: share of samples that a neighbour disturbs.
-        worst: how many times as long those take at most.
+        least: how many times as long those take at least,
+        worst: and at most.
     """
 
     sigma: float = 0.02
     drift: float = 0.06
     warm_s: float = 0.5
     outliers: float = 0.03
+    least: float = 1.1
     worst: float = 3.0
 
 
@@ -77,7 +79,7 @@ class SimulatedBench(Bench):
         ns = self.true_ns(module.name) * self.slowdowns[-1]
         ns *= float(np.exp(self._rng.normal(0.0, self.noise.sigma)))
         if self._rng.random() < self.noise.outliers:
-            ns *= self._rng.uniform(1.1, self.noise.worst)
+            ns *= self._rng.uniform(self.noise.least, self.noise.worst)
         self.now_s += ns * dispatches / 1e9
         return ns
 

@@ -26,10 +26,11 @@ from kernelforge.tune.journal import Journal
 from kernelforge.tune.objective import release_orphans
 from kernelforge.tune.sampler import EnumeratedSampler
 from kernelforge.tune.search import Search
-from kernelforge.tune.storage import open_storage
+from kernelforge.tune.storage import explained, open_storage
 from kernelforge_runtime.abi.device_info import GENERIC
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.dtypes import F32
+from kernelforge_runtime.errors import KernelForgeError
 from tests.toolkit.small_family import small_family
 
 
@@ -75,6 +76,7 @@ class Telling(Journal):
             sys.stdout.flush()
 
 
+@explained()
 def work(args: argparse.Namespace) -> None:
     """Searches until every configuration was tried."""
     journal = Telling(args.folder / "journal.jsonl")
@@ -116,7 +118,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--longest", type=float, default=0.4)
     parser.add_argument("--seed", type=int, default=0)
-    work_and_be_killed(parser.parse_args())
+    try:
+        work_and_be_killed(parser.parse_args())
+    except KernelForgeError as error:  # as the command line ends
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

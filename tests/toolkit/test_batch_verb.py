@@ -6,6 +6,8 @@ import json
 import pytest
 
 from kernelforge.cli.main import main
+from kernelforge_runtime.engine.engine import Engine
+from tests.models.checkpoints import DEMO
 from tests.toolkit.cli_process import kernelforge, one_line, tiny_model, workplace
 
 
@@ -48,6 +50,43 @@ def test_plain_output_is_one_line_for_each_prompt_in_their_order(capsys):
     assert one_line(found.err, "3 prompts of 7 tokens, 9 tokens generated, in ")
 
 
+def on_a_terminal(capsys, monkeypatch, columns, code=0):
+    """(text, what a terminal of so many columns shows) of a batch of one prompt."""
+    verb = ["batch", str(DEMO), "--prompt", "And", "--tokens", "6", "--greedy", "--device", "cpu"]
+    with monkeypatch.context() as undisturbed:
+        undisturbed.setattr(Engine, "step", STEP)
+        assert main([*verb, "--json", "--quiet"]) == 0
+    text = json.loads(capsys.readouterr().out)["requests"][0]["text"]
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert main(verb) == code
+    return text, capsys.readouterr()
+
+
+STEP = Engine.step
+
+
+@pytest.mark.parametrize("columns", ["5", "80"])
+def test_texts_are_shown_on_a_terminal_of_any_width(capsys, monkeypatch, columns):
+    text, found = on_a_terminal(capsys, monkeypatch, columns)
+    assert len(text) == 6 and text in found.out
+
+
+def test_what_there_is_is_shown_where_a_terminal_s_batch_is_broken_off(capsys, monkeypatch):
+    steps = []
+
+    def broken(engine):
+        steps.append(STEP(engine))
+        if len(steps) > 3:
+            raise KeyboardInterrupt
+        return steps[-1]
+
+    monkeypatch.setattr(Engine, "step", broken)
+    text, found = on_a_terminal(capsys, monkeypatch, "80", 130)
+    assert text[:3] in found.out and text not in found.out
+    assert one_line(found.err, "kernelforge batch: interrupted")
+
+
 def test_json_lines_carry_settings_of_their_own(capsys, tmp_path):
     file = tmp_path / "p.jsonl"
     lines = ["In", {"prompt": "In\nthe", "tokens": 2}, {"ids": [73, 110], "temperature": 0}]
@@ -55,9 +94,19 @@ def test_json_lines_carry_settings_of_their_own(capsys, tmp_path):
     found = told(capsys, file, "--tokens", "4", "--seed", "7")["requests"]
     assert [len(r["tokens"]) for r in found] == [4, 2, 4]
     assert [r["seed"] for r in found] == [7, 7, 7]
-    own = alone(capsys, "In", "--tokens", "4", "--temperature", "0", "--presence", "0.2",
-                "--frequency", "0.2")  # fmt: skip
+    own = alone(capsys, "In", "--tokens", "4", "--greedy")
     assert found[2]["tokens"] == own["tokens"]
+
+
+def test_penalties_that_nobody_names_are_those_of_the_lines_own_temperature(capsys, tmp_path):
+    file = tmp_path / "p.jsonl"
+    lines = [{"prompt": "In"}, {"prompt": "In", "temperature": 1.0}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = told(capsys, file, "--tokens", "30", "--seed", "7", "--greedy")["requests"]
+    for request, temperature in zip(found, ("0", "1"), strict=True):
+        own = told(capsys, "--prompt", "In", "--tokens", "30", "--seed", "7",
+                   "--temperature", temperature)  # fmt: skip
+        assert request["tokens"] == own["requests"][0]["tokens"]
 
 
 def test_a_seed_makes_it_repeatable_whatever_the_number_of_slots(capsys):
@@ -69,6 +118,17 @@ def test_a_seed_makes_it_repeatable_whatever_the_number_of_slots(capsys):
     assert one == two
 
 
+def test_a_seed_says_of_every_prompt_what_run_says_with_it(capsys, tmp_path):
+    file = tmp_path / "p.jsonl"
+    asks = [{"prompt": "In"}, {"prompt": "In"}, {"prompt": "x", "seed": 5, "top_p": 1.0}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in asks))
+    found = told(capsys, file, "--tokens", "12", "--seed", "3")["requests"]
+    one = alone(capsys, "In", "--tokens", "12", "--seed", "3")
+    other = alone(capsys, "x", "--tokens", "12", "--seed", "5", "--top-p", "1")
+    assert [r["tokens"] for r in found] == [one["tokens"]] * 2 + [other["tokens"]]
+    assert one["tokens"] != alone(capsys, "In", "--tokens", "12", "--seed", "4")["tokens"]
+
+
 def test_a_pipe_will_do(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"ab\ncd\n")))
     assert [r["prompt"] for r in told(capsys, "-", "--tokens", "1")["requests"]] == ["ab", "cd"]
@@ -78,6 +138,7 @@ def test_a_pipe_will_do(capsys, monkeypatch):
     ("line", "says"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("3", 'expected a string, or an object with "prompt" or "ids"'),
         ('{"prompt": "a", "ids": [1]}', "expected a string"),
         ('{"prompt": "a", "topp": 1}', "'topp' is not known; there are prompt, ids, tokens"),
@@ -96,6 +157,11 @@ def test_a_bad_line_is_named_and_nothing_runs(capsys, tmp_path, line, says):
     assert found.out == ""
     assert one_line(found.err, f"kernelforge batch: {file}:2: ")
     assert says in found.err
+
+
+def test_an_empty_stop_string_is_a_usage_error(capsys):
+    assert main(["batch", str(tiny_model()), "--prompt", "a", "--stop", "", "--device", "cpu"]) == 2
+    assert one_line(capsys.readouterr().err, "kernelforge batch: --stop needs a text")
 
 
 def test_no_prompt_at_all_is_a_usage_error(capsys, tmp_path):

@@ -302,7 +302,7 @@ def served(served_journal):
 def test_every_batch_the_first_token_and_a_late_one_have_a_row(served):
     assert [*served] == [
         "tg2", "tg2@1", "tg2@2", "tg2@3", "first-token", "load-to-first-token", "read-file",
-        "tg@10", "tg@20",
+        "reread-file", "tg@10", "tg@20",
     ]  # fmt: skip
     for row in served.values():
         samples = [float(value) for value in row["tok_per_s"].split()]
@@ -325,9 +325,9 @@ def test_reports_know_what_was_served(served, served_journal):
 @pytest.mark.vulkan
 @pytest.mark.glslang
 def test_a_process_takes_longer_to_its_first_token_than_loading_does(served):
-    process, load, read = (
+    process, load, read, reread = (
         float(served[test]["median"])
-        for test in ("first-token", "load-to-first-token", "read-file")
+        for test in ("first-token", "load-to-first-token", "read-file", "reread-file")
     )
-    assert process > load > read
+    assert process > load > max(read, reread)
     assert served["read-file"]["unit"] == "s" and served["tg@20"]["unit"] == "tok/s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -26,7 +27,10 @@ def test_asking_for_trials_lifts_the_limit_of_time() -> None:
     assert Budget.of("quick", trials=5, seconds=10) == Budget(5, 10, "quick")
 
 
-@pytest.mark.parametrize(("trials", "seconds"), [(0, None), (-1, None), (5, 0.0), (5, -3.0)])
+@pytest.mark.parametrize(
+    ("trials", "seconds"),
+    [(0, None), (-1, None), (5, 0.0), (5, -3.0), (5, math.nan), (5, math.inf)],
+)
 def test_a_budget_of_nothing_is_refused(trials: int, seconds: float | None) -> None:
     with pytest.raises(TuneError, match="use"):
         Budget(trials, seconds)

@@ -79,3 +79,23 @@ def test_what_fails_is_said_and_the_conversation_goes_on(chat, line, says):
     assert one_line(found.err, "kernelforge chat: ")
     assert says in found.err
     assert found.out == chat(["hi"], "--quiet").out
+
+
+def test_a_line_that_is_not_utf_8_fails_alone(chat, capsys, monkeypatch):
+    expected = chat(["hi"], "--quiet").out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"h\xff\nhi\n"), "utf-8"))
+    verb = ["chat", str(DEMO), "--device", "cpu", "--tokens", "9", "--greedy", "--quiet"]
+    assert main(verb) == 1
+    found = capsys.readouterr()
+    assert one_line(found.err, "kernelforge chat: request refused: byte 0xff at character 1 ")
+    assert found.out == expected
+
+
+def test_a_seed_s_first_answer_is_what_run_says_of_its_prompt(capsys, monkeypatch):
+    how = [str(DEMO), "--device", "cpu", "--tokens", "9", "--seed", "7", "--json", "--quiet"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("And\nAnd\n/regen\n"))
+    assert main(["chat", *how]) == 0
+    answers = [turn["answer"] for turn in turns(capsys.readouterr())]
+    assert main(["run", *how, "And"]) == 0
+    assert answers[0] == json.loads(capsys.readouterr().out)["text"]
+    assert len(set(answers)) == 3

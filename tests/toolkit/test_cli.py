@@ -1,12 +1,12 @@
 """The frame of the command line: verbs, help, usage, errors, exit codes."""
 
 import argparse
+import io
 import json
 import logging
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,8 @@ from kernelforge import __version__
 from kernelforge.cli import main as frame
 from kernelforge.cli.main import explain, main, parser_of, verbs
 from kernelforge.cli.options import SHARED
-from kernelforge.cli.output import aligned, plain
+from kernelforge.cli.output import Output, aligned, plain
+from kernelforge.cli.progress import ProgressBar
 from kernelforge_runtime.errors import ModelError
 from tests.toolkit.cli_process import command, environment, kernelforge, one_line
 
@@ -84,9 +85,11 @@ def test_help_starts_without_numpy_or_the_runtime():
 
 
 def test_help_is_printed_within_a_second():
-    started = time.perf_counter()
+    before = os.times()
     assert kernelforge("--help").returncode == 0
-    assert time.perf_counter() - started < 1.0  # 0.07 s where nothing else runs
+    after = os.times()  # of the processor: others may have work for it too
+    used = after.children_user + after.children_system
+    assert used - before.children_user - before.children_system < 1.0
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,10 @@ def test_help_is_printed_within_a_second():
         (["tune", "--family", "gemv", "--problem", "M=a"], "expected a form like M=4096"),
         (["tune", "--family", "gemv", "--seconds", "-1"], "seconds above 0"),
         (["tune", "--family", "gemv", "--profile", "slow"], "invalid choice"),
+        (["tune", "--family", "gemv", "--out", ""], "--out: is empty; leave it out"),
+        (["tune", "--record", ""], "--record: is empty"),
+        (["tune", "--family", "gemv", "--warm-start", "a", ""], "--warm-start: is empty"),
+        (["inspect", ""], "TARGET: is empty"),
         (["build", "--generic", "--all"], "only --out goes with it"),
         (["build", "--device-profile", "x"], "expected generic, this or FILE.json"),
         (["inspect", "gemv", "--glsl"], "says nothing about a family"),
@@ -172,6 +179,64 @@ def test_an_interrupt_is_one_line_and_130(capsys, monkeypatch):
     assert one_line(capsys.readouterr().err, "kernelforge devices: interrupted")
 
 
+class Terminal(io.StringIO):
+    """A stream that says it is one."""
+
+    def isatty(self):
+        return True
+
+
+def test_an_interrupt_shows_the_cursor_that_a_live_display_has_hidden(monkeypatch):
+    def interrupted(arguments, verb):
+        raise KeyboardInterrupt
+
+    terminal = Terminal()
+    monkeypatch.setattr(frame, "_dispatch", interrupted)
+    monkeypatch.setattr("sys.__stdout__", terminal)
+    assert main(["devices"]) == 130
+    assert terminal.getvalue() == "\x1b[?25h"
+
+
+def test_a_bar_that_is_interrupted_while_it_starts_leaves_the_terminal_as_it_was(monkeypatch):
+    def interrupted(*given, **more):
+        raise KeyboardInterrupt
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("rich.progress.Progress.add_task", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        ProgressBar(Output(argparse.Namespace(json=False, quiet=False)), "x"),
+    ):
+        pass
+    assert sys.stderr is terminal
+    told = terminal.getvalue()
+    assert 0 <= told.rfind("\x1b[?25l") < told.rfind("\x1b[?25h")
+
+
+@pytest.mark.parametrize(
+    ("closed", "verb", "code"), [(">&-", "--version", 0), ("2>&-", "no-such-verb", 2)]
+)
+def test_what_is_said_to_a_stream_that_was_closed_before_goes_nowhere(closed, verb, code):
+    program = "import sys; from kernelforge.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    found = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {verb} {closed}', sys.executable, program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (code, "", "")
+
+
+def test_a_stdin_that_was_closed_before_is_at_its_end(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", None)
+    arguments = ["run", "none.safetensors", "--prompt-file", "-", "--device", "cpu"]
+    assert main(arguments) == 1
+    sys.stdin.close()
+    assert one_line(capsys.readouterr().err, "kernelforge run: none.safetensors: no such file")
+
+
 def test_a_reader_that_goes_away_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)
@@ -233,3 +298,13 @@ def test_aligned_columns_are_flush_and_numbers_are_right():
         "a       1.5",
         "bcdef  10.0",
     ]
+
+
+@pytest.mark.parametrize("columns", ["5", "20", "30", "80"])
+def test_a_table_on_a_terminal_of_any_width_keeps_every_column(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    output = Output(argparse.Namespace(json=False, quiet=False))
+    output.table("ABCDEF", [[c * 9 for c in "uvwxyz"]])
+    shown = capsys.readouterr().out
+    assert [shown.count(c) for c in "ABCDEFuvwxyz"] == [1] * 6 + [9] * 6

@@ -2,10 +2,14 @@
 
 import json
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from kernelforge.pack import Winner, pack
+from kernelforge_runtime.abi.device_info import GENERIC as GENERIC_DEVICE
+from kernelforge_runtime.bundle import open_bundle
 from kernelforge_runtime.weights import open_checkpoint
 from tests.runtime.model_files import Call, Global, dumps, write_archive, write_safetensors
 from tests.toolkit.cli_process import (
@@ -162,7 +166,8 @@ def test_a_bad_model_file_is_one_line_that_names_it(kind, tmp_path):
         (["x", "--temperature", "-1"], "temperature"),
         (["x", "--load-state", "/nonexistent"], "no such file"),
         (["--prompt-file", "/nonexistent"], "No such file"),
-        (["x", "--tokens", "1", "--save-state", "/proc/x/state"], "was not written"),
+        (["x", "--tokens", "1", "--save-state", "/proc/state"], "was not written"),
+        (["x", "--save-state", "/proc/x/state"], "--save-state /proc/x/state: there is no such fo"),
     ],
 )
 def test_other_bad_input_of_run_is_one_line(arguments, says):
@@ -273,9 +278,30 @@ def test_an_output_folder_that_cannot_be_written_is_refused_at_once(verb, tmp_pa
     assert "--out" in line
 
 
+FEW = ("copy", "gemm", "layer_norm", "sample")
+
+
+def few_kernels(folder):
+    """The generic bundle's float32 kernels of FEW families, as a bundle; how many they are."""
+    whole = open_bundle(GENERIC)
+    kept = []
+    for entry in whole.entries:
+        if entry.family in FEW and entry.precision == "f32":
+            seen = entry.verified
+            checked = SimpleNamespace(
+                ok=True, seed=seen.seed, max_error=seen.max_abs_error, tolerance=seen.tolerance
+            )
+            names = ("family", "precision", "problem", "median_ns", "spread_ns", "trials")
+            more = ("default_ns", "template_sha256", "glsl_sha256")
+            told = {name: getattr(entry, name) for name in (*names, *more)}
+            kept.append(Winner(module=whole.module(entry), verification=checked, **told))
+    pack(folder, GENERIC_DEVICE, kept, toolchain=whole.manifest.toolchain)
+    return len(kept)
+
+
 @glslang
 @vulkan
-def test_inspect_shows_a_family_a_variant_a_model_and_a_bundle():
+def test_inspect_shows_a_family_a_variant_a_model_and_a_bundle(tmp_path):
     place = workplace()
     family = json.loads(kernelforge("inspect", "gemv", "--space", "--json").stdout)
     space = family["space"]
@@ -286,9 +312,11 @@ def test_inspect_shows_a_family_a_variant_a_model_and_a_bundle():
     model = json.loads(kernelforge("inspect", place.model, "--json", "--check").stdout)
     assert (model["version"], model["width"], model["vocab"]) == ("rwkv7", 64, 256)
     assert model["weight_bytes"]["f32"] > model["weight_bytes"]["f16"]
-    bundle = kernelforge("inspect", "generic", "--check", "--device", DEVICE, **place.env)
+    count = few_kernels(tmp_path)
+    few = {**place.env, "KERNELFORGE_TUNED": str(tmp_path)}
+    bundle = kernelforge("inspect", "generic", "--check", "--device", DEVICE, **few)
     assert bundle.returncode == 0, bundle.stderr
-    assert " 0 wrong, 0 skipped" in bundle.stdout
+    assert f": {count} kernels right, 0 wrong, 0 skipped" in bundle.stdout
     assert "stale" not in bundle.stdout
 
 

@@ -195,6 +195,8 @@ def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path):
     )
     assert run_child(code, target).returncode == -9
     assert target.read_bytes() == b"old"
+    if hasattr(os, "O_TMPFILE"):
+        assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
 def test_pieces_that_do_not_add_up_are_refused(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from kernelforge.measure.bench import Bench, Effort
 from kernelforge.measure.measurement import Measurement, Outcome
-from kernelforge.tune.crossing import MOST, PHASE, cross, missing
+from kernelforge.tune.crossing import MOST, PHASE, cross, missing, promises
 from kernelforge.tune.journal import Journal, read_journal
 from kernelforge.tune.study import TuneResult
 from kernelforge_runtime.abi.problem import Problem
@@ -67,6 +67,34 @@ def test_a_problem_tries_a_few_winners_those_of_most_problems_first(llvmpipe) ->
     found = missing(mine, [*others, mine], FAMILY, llvmpipe.info)
     assert len(found) == MOST < len(set(won))
     assert names(found)[0] == "FAULT=none.ROWS2.WORKGROUP16"
+
+
+def test_who_came_off_worst_for_the_size_of_the_problem_promises_most() -> None:
+    double = Problem(M=2 * ONE["M"], K=2 * ONE["K"])
+    usual = result(ONE, measured(ONE, 16, 1, 100.0))
+    fair, poor = (result(double, measured(double, 8, 1, ns)) for ns in (400.0, 8000.0))
+
+    def promised(*results: TuneResult) -> list[float]:
+        return promises(results, lambda _: FAMILY)
+
+    assert promised(fair, usual) == pytest.approx([1.0, 1.0], rel=0.1)
+    assert promised(poor, usual) == [pytest.approx(20.0, rel=0.1), 1.0]
+    assert promised(poor) == [1.0]
+
+
+def test_only_the_most_promising_is_crossed_where_time_is_short(llvmpipe, tmp_path) -> None:
+    needs_compiler()
+    one, two = result(ONE, measured(ONE, 16, 1, 1e4)), result(TWO, measured(TWO, 32, 1, 1e6))
+    journal = Journal(tmp_path / "j.jsonl")
+    order = []
+
+    def bench_for(found: TuneResult) -> Bench:
+        order.append(found.problem)
+        return Bench(llvmpipe, FAMILY, F32, found.problem, effort=Effort(samples=3))
+
+    found = cross([one, two], lambda _: FAMILY, llvmpipe.info, bench_for, journal, None)
+    assert order == [TWO, ONE]
+    assert [r.problem for r in found] == [ONE, TWO]
 
 
 def test_crossed_winners_are_verified_timed_and_journalled(llvmpipe, tmp_path) -> None:

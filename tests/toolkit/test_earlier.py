@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kernelforge.measure.measurement import Measurement, Outcome
+from kernelforge.render import render
 from kernelforge.tune.crossing import PHASE, missing
 from kernelforge.tune.earlier import earlier_results, manifest_here
 from kernelforge.tune.study import TuneResult
@@ -83,6 +84,25 @@ def test_what_is_not_of_this_device_template_and_bundle_is_left_out() -> None:
     gone = [replace(journal[1], variant="small/f32/OTHER1"), *journal]
     assert widths(earlier(gone, packed(32))[0].finalists) == ["16", "32"]
     assert earlier([replace(m, family="gone") for m in journal], packed(32)) == []
+
+
+def test_what_an_edited_template_makes_alike_still_counts() -> None:
+    rendered = {
+        w: render(FAMILY, F32, {"WORKGROUP": w, "ROWS": 1, "FAULT": "none"}).sha256
+        for w in (16, 32, 64)
+    }
+    journal = [
+        measured(w, ns, template_sha256="9" * 64, glsl_sha256=rendered[w])
+        for w, ns in ((16, 100), (32, 80), (64, 70))
+    ]
+    (found,) = earlier(journal, packed(64))
+    assert widths((found.best,)) == ["64"]
+    assert {m.template_sha256 for m in found.finalists} == {TEMPLATE}
+    other = [journal[0], journal[1], replace(journal[2], glsl_sha256="8" * 64)]
+    assert earlier(other, packed(64)) == []
+    (found,) = earlier(other, packed(32))
+    assert widths((found.best,)) == ["32"]
+    assert [m.ok for m in found.finalists] == [True, True, False]
 
 
 def test_winners_of_earlier_runs_are_wanted_at_today_s_problems_and_the_other_way_round() -> None:

@@ -14,6 +14,7 @@ from kernelforge.cli.main import main
 from kernelforge_runtime.models import load_reference
 from kernelforge_runtime.text import load_tokenizer
 from tests.models.later_checkpoints import random_rosa_counting, random_rosa_lm, random_rwkv7_rosa
+from tests.toolkit.cli_process import one_line
 from tests.toolkit.test_cli import same_loggers_afterwards  # noqa: F401
 
 REVERSE, ARITHMETIC, COUNT = (TASKS[name] for name in ("reverse", "arithmetic", "count"))
@@ -188,6 +189,25 @@ def test_a_model_that_prefers_nothing_needs_eight_bits_per_byte(tmp_path, capsys
     found = told(capsys, path, "--text", tmp_path / "text.txt", "--device", "cpu")
     assert abs(found["bits_per_byte"] - 8) < 1e-6
     assert abs(found["perplexity"] - 256) < 1e-3
+
+
+@pytest.mark.parametrize(("size", "finite"), [(1e5, True), (1e38, False)])
+def test_a_model_that_is_out_of_hand_is_told_in_one_line(tmp_path, capsys, size, finite):
+    path = random_rosa_lm(tmp_path / "model.safetensors", vocab=256)
+    weights = load_file(path)
+    weights["head.weight"] *= size
+    save_file(weights, str(path), {"rosa_bits": "1"})
+    (tmp_path / "text.txt").write_bytes(b"And it came to pass")
+    arguments = ["eval", str(path), "--text", str(tmp_path / "text.txt"), "--device", "cpu"]
+    assert main([*arguments, "--json"]) == (0 if finite else 1)
+    found = capsys.readouterr()
+    if finite:
+        score = json.loads(found.out)
+        assert score["bits_per_byte"] > 1024
+        assert score["perplexity"] is None  # more than a number can say
+    else:
+        assert found.out == ""
+        assert one_line(found.err, "kernelforge eval: what is predicted for token 1 of the text")
 
 
 def test_formats_are_compared_with_the_first_one(tmp_path, capsys):

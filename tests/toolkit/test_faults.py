@@ -105,7 +105,7 @@ def expected(name: str) -> set[str]:
 
 
 def none_left(groups: set[int]) -> bool:
-    for _ in range(100):
+    for _ in range(600):  # as a rule none is there at the first look
         alive = []
         for group in groups:
             try:

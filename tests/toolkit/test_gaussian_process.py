@@ -74,11 +74,23 @@ def test_a_copy_learns_by_itself(encoded) -> None:
     assert np.array_equal(deviation, spread)
 
 
-def test_a_parameter_that_does_not_matter_gets_a_longer_scale_than_one_that_does(encoded) -> None:
+@pytest.mark.parametrize("expects", [False, True])
+def test_a_parameter_that_does_not_matter_gets_a_longer_scale_than_one_that_does(
+    encoded, expects
+) -> None:
     history, target = measured(encoded, 40)
-    process = GaussianProcess(encoded)
+    process = GaussianProcess(encoded, expects=expects)
     process.predict(history, target, np.random.default_rng(0))
     assert process._scales[2] > process._scales[0]
+
+
+def test_of_next_to_nothing_the_scales_are_what_was_expected(encoded) -> None:
+    history, _ = measured(encoded, 4)
+    target = np.array([0.1, -0.2, 0.3, -0.2])
+    process = GaussianProcess(encoded, expects=True)
+    process.predict(history, target, np.random.default_rng(0))
+    assert np.all((process._scales >= 0.4) & (process._scales <= 8.0))
+    assert np.exp(np.log(process._scales).mean()) > 0.9
 
 
 def test_of_a_set_too_large_a_part_is_predicted_and_all_around_the_best(

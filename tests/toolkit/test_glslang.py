@@ -3,7 +3,10 @@
 import os
 import shutil
 import stat
+import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,13 +18,21 @@ from kernelforge.compile import (
     glslang,
     validate,
 )
-from kernelforge.compile.glslang import compile_glsl, explain, find_compiler
+from kernelforge.compile.glslang import (
+    compile_glsl,
+    explain,
+    find_compiler,
+    working_compiler,
+)
 from kernelforge.compile.probe import accepts
 from kernelforge.errors import CompileError
 from kernelforge.render import render
 from kernelforge.space import Space
+from kernelforge.tune import study
+from kernelforge.tune.study import study_name
 from kernelforge_runtime.abi.device_info import GENERIC
 from kernelforge_runtime.abi.module import ShaderModule
+from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding
 from kernelforge_runtime.dtypes import F32
 from tests.toolkit.fixtures.saxpy import FOLDER, SAXPY
@@ -171,6 +182,16 @@ class TestWithCompiler:
         glsl = "#version 460\nlayout(local_size_x = 8) in;\nvoid main() {}\n"
         assert compile_glsl(glsl, "empty")[:4] == b"\x03\x02\x23\x07"
 
+    def test_one_that_works_may_begin_a_search_and_another_version_begins_a_new_study(
+        self, monkeypatch
+    ):
+        assert working_compiler() == find_compiler()
+        device, problem = SimpleNamespace(info=GENERIC), Problem(N=8)
+        now = study_name(device, SAXPY, F32, problem, [PARAMS])
+        newer = replace(find_compiler(), version="99:1.0")
+        monkeypatch.setattr(study, "find_compiler", lambda: newer)
+        assert study_name(device, SAXPY, F32, problem, [PARAMS]) != now
+
 
 @pytest.mark.skipif(
     shutil.which("spirv-val") is None, reason="no spirv-val: apt-get install spirv-tools"
@@ -238,6 +259,34 @@ def test_a_compiler_that_does_not_end_is_stopped(fake, monkeypatch):
     monkeypatch.setattr(glslang, "TIME_LIMIT_S", 0.2)
     with pytest.raises(CompileError, match="took over"):
         compile_glsl("", "slow")
+
+
+def test_what_a_stopped_compiler_has_started_ends_with_it(fake, monkeypatch, tmp_path):
+    fake(VERSION + f"sleep 60 & echo $! > {tmp_path}/child; wait")
+    monkeypatch.setattr(glslang, "TIME_LIMIT_S", 2.0)  # it has to come as far as that
+    with pytest.raises(CompileError, match="took over"):
+        compile_glsl("", "slow")
+    stat = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    for _ in range(600):
+        if not stat.exists() or ") Z " in stat.read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail("it still runs")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("kill -SEGV $$", "compiles not even an empty kernel: glslang ended with -11"),
+        (": > kernel.spv", "writes no SPIR-V for an empty kernel"),
+        ("exit 0", "compiles not even an empty kernel"),
+    ],
+)
+def test_a_compiler_that_compiles_nothing_is_told_before_a_search(fake, body, says):
+    path = fake(VERSION + body)
+    assert find_compiler().path == str(path)
+    with pytest.raises(CompileError, match=says):
+        working_compiler()
 
 
 def test_a_compiler_that_crashes_is_reported(fake):

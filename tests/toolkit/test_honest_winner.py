@@ -24,7 +24,12 @@ from tests.toolkit.simulated_bench import Noise, SimulatedBench
 from tests.toolkit.small_family import needs_compiler, small_family
 
 FAMILY, PROBLEM = small_family(), Problem(M=67, K=64)
-CALM, BUSY = Noise(sigma=0.02), Noise(sigma=0.05, outliers=0.05)
+BUSY = Noise(sigma=0.05, outliers=0.05)
+KINDS = {
+    f"{100 * sigma:.0f} %": Noise(sigma=sigma, outliers=0.03, least=3.0)
+    for sigma in (0.01, 0.05, 0.1)
+}
+"""Each with a spike to three times the time now and then, while the device becomes 6 % slower."""
 
 pytestmark = pytest.mark.glslang
 
@@ -51,10 +56,10 @@ def test_the_claimed_time_is_within_two_percent_of_the_true_one_in_95_of_100_tun
     needs_compiler()
     caplog.set_level(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    errors: dict[str, list[float]] = {"calm": [], "busy": []}
+    errors: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for seed in range(200):
-        kind, noise = (("calm", CALM), ("busy", BUSY))[seed % 2]
-        bench, finals = tuned(noise, seed, tmp_path)
+        kind = list(KINDS)[seed % len(KINDS)]
+        bench, finals = tuned(KINDS[kind], seed, tmp_path)
         best = choose(finals)
         assert best is not None
         assert 0 < best.spread_ns < best.median_ns
@@ -66,11 +71,11 @@ def test_the_claimed_time_is_within_two_percent_of_the_true_one_in_95_of_100_tun
         within = float(np.mean(np.abs(found) <= 0.02))
         spread = " ".join(f"{q:+.4f}" for q in quantiles)
         sys.stdout.write(
-            f"{kind}: {100 * within:.0f} % of claims within 2 %; claimed / true - 1 at least, at "
-            f"2.5, 25, 50, 75, 97.5 %, at most: {spread}\n"
+            f"noise {kind}: {100 * within:.1f} % of {len(found)} claims within 2 %; claimed / true "
+            f"- 1 at least, at 2.5, 25, 50, 75, 97.5 %, at most: {spread}\n"
         )
-    assert np.mean(np.abs(errors["calm"] + errors["busy"]) <= 0.02) >= 0.95
-    assert abs(np.median(errors["calm"] + errors["busy"])) <= 0.005  # no luck claimed, no excuse
+        assert within >= 0.95
+        assert abs(np.median(found)) <= 0.006  # no luck claimed, no excuse
 
 
 def test_finals_go_on_until_the_fastest_is_known_and_no_longer(tmp_path: Path) -> None:

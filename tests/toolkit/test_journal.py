@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,16 @@ def test_a_folder_that_cannot_be_written_is_a_named_error(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(TuneError, match="cannot write"):
         Journal(tmp_path / "file" / "journal.jsonl").append(one(1))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless"])
+def test_what_is_no_file_is_neither_read_for_ever_nor_written_to(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(TuneError, match=r"cannot read journal .*: it is no regular file"):
+        read_journal(path)
+    with pytest.raises(TuneError, match=r"cannot write .*: it is no regular file"):
+        Journal(path).append(one(1))

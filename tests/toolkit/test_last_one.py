@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from kernelforge.tune.objective import MEASUREMENT, SESSION, WORKER
 from kernelforge.tune.problems import TuneTask
 from kernelforge.tune.storage import open_storage
 from kernelforge.tune.study import tune_problem, tune_problems
+from kernelforge.tune.workers import this_process
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.dtypes import F32
 from kernelforge_runtime.vk import Device
@@ -72,8 +72,7 @@ def test_whoever_ends_before_the_others_leaves_the_finals_to_them(
     with pytest.raises(LeftError, match=neighbour), present(study):
         finals(study)
     assert at_work(study, study._storage) == [neighbour]
-    me = f"{SESSION}{socket.gethostname()}:{os.getpid()}"
-    assert study.user_attrs[me] is False
+    assert study.user_attrs[SESSION + this_process()] is False
     study.set_user_attr(SESSION + neighbour, False)  # it has left
     assert finals(study)[0].median_ns == 9.0
 

@@ -153,6 +153,13 @@ def test_merge_keeps_other_problems_of_the_same_template(tmp_path: Path) -> None
     stale = {"scale": "d" * 64}
     pack(tmp_path, DEVICE, [changed], toolchain=TOOLCHAIN, merge=True, template_hashes=stale)
     assert [e.family for e in open_bundle(path).entries] == ["saxpy"]
+    pack(tmp_path, DEVICE, old, toolchain=TOOLCHAIN)
+    pack(
+        tmp_path, DEVICE, [changed], toolchain=TOOLCHAIN, merge=True, template_hashes=stale,
+        is_same=lambda entry: entry.family == "scale",
+    )  # fmt: skip
+    found = {(e.family, e.template_sha256) for e in open_bundle(path).entries}
+    assert found == {("saxpy", "c" * 64), ("scale", "d" * 64)}
     pack(tmp_path, DEVICE, [candidate(9)])
     assert [e.problem["N"] for e in open_bundle(path).entries] == [9]
 

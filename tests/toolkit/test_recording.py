@@ -12,7 +12,8 @@ from kernelforge.measure.programs import SAME
 from kernelforge.render import template_sha256
 from kernelforge.tune.drift import Drift
 from kernelforge.tune.journal import Journal, read_journal
-from kernelforge.tune.recorded import read_space, write_t4
+from kernelforge.tune.recorded import write_t4
+from kernelforge.tune.recorded_forms import read_space
 from kernelforge.tune.recording import ONCE, REFERENCE, WARM_UP, Recording, SubSpace, _smoothed
 from kernelforge.tune.replay import replay
 from kernelforge_runtime.abi.problem import Problem

@@ -20,7 +20,7 @@ from kernelforge_runtime.bundle import open_bundle
 from kernelforge_runtime.dtypes import F32
 from kernelforge_runtime.vk import Device
 from tests.runtime.bundle_files import entry, write_bundle
-from tests.toolkit.cli_process import kernelforge, one_line
+from tests.toolkit.cli_process import kernelforge, known_ceilings, one_line, tune_here
 from tests.toolkit.small_family import needs_compiler, small_family
 
 ROOT = Path(__file__).parents[2]
@@ -43,13 +43,14 @@ def test_two_tunings_share_nothing_and_their_winners_take_turns(llvmpipe: Device
     assert Repetition(found.first, found.second, 104.0, 100.0, found.interval).alike
 
 
-def test_claims_are_measured_again_beside_the_default(llvmpipe: Device, tmp_path: Path) -> None:
+def test_claims_are_measured_again_beside_the_default(
+    llvmpipe: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     needs_compiler()
     bundle_of = "--family", "copy", "--problem", "L=1,B=1,E=4096", "--trials", "3"
-    tuned = kernelforge(
-        "tune", *bundle_of, "--device", "llvmpipe", "--out", tmp_path, "--journal", tmp_path / "j"
-    )
-    assert tuned.returncode == 0, tuned.stderr
+    journal = known_ceilings(tmp_path / "j")
+    asked = "--device", "llvmpipe", "--out", tmp_path, "--journal", journal
+    assert tune_here(monkeypatch, *bundle_of, *asked) == 0
     told = kernelforge(
         "inspect", tmp_path / "llvmpipe", "--remeasure", "--device", "llvmpipe", "--json"
     )

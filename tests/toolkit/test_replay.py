@@ -14,7 +14,8 @@ from kernelforge.errors import TuneError
 from kernelforge.peers.searches import kernel_tuner_searches
 from kernelforge.tune.finished_runs import FinishedRun, FinishedRuns
 from kernelforge.tune.plain_optuna import replay_optuna
-from kernelforge.tune.recorded import RecordedSpace, read_space, write_cache, write_t4
+from kernelforge.tune.recorded import RecordedSpace, write_cache, write_t4
+from kernelforge.tune.recorded_forms import read_space
 from kernelforge.tune.replay import expected_best, replay, score, summarise, window
 from tests.toolkit.cli_process import NO_VULKAN, kernelforge
 
@@ -274,3 +275,14 @@ def test_kernel_tuner_searches_a_space_that_we_hand_it() -> None:
         curve = searches.run("genetic_algorithm", 20, 1)
         assert set(curve[np.isfinite(curve)]) <= set(known.times_ms)
         assert np.array_equal(curve, searches.run("genetic_algorithm", 20, 1))
+
+
+def test_a_search_of_kernel_tuner_knows_nothing_of_those_before_it() -> None:
+    if importlib.util.find_spec("kernel_tuner") is None:
+        pytest.skip("kernel_tuner is not installed beside us")
+    with kernel_tuner_searches(space(), None) as searches:
+        for seed in range(4):
+            searches.run("simulated_annealing", 40, seed)
+        later = searches.run("simulated_annealing", 40, 9)
+    with kernel_tuner_searches(space(), None) as searches:
+        assert np.array_equal(later, searches.run("simulated_annealing", 40, 9))

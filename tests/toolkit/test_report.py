@@ -203,6 +203,24 @@ def test_last_finals_of_a_problem_count():
     assert row.median_ns == 7.0
 
 
+def test_a_winner_of_another_problem_that_is_faster_here_is_the_winner():
+    found = [m for m in read_journal(RECORDED / "journal.jsonl") if m.family == "copy"]
+    (own,) = kernel_rows(found, [], None)
+    last = next(m for m in reversed(found) if m.phase == "final")
+    half = own.median_ns / 2
+    faster = replace(last, phase="cross", variant="copy/f32/OTHER1", median_ns=half,
+                     samples_ns=(10.0, 12.0, 14.0), spread_ns=2.0)  # fmt: skip
+    slower = replace(faster, variant="copy/f32/SLOW1", median_ns=3 * half)
+    (row,) = kernel_rows([*found, faster, slower], [], None)
+    assert (row.variant, row.origin, row.samples) == ("OTHER1", "this run", 3)
+    assert row.median_ns == half and row.speedup == pytest.approx(2 * own.speedup)
+    assert row.spread_ns / row.median_ns == pytest.approx(2 / 12)
+    (row,) = kernel_rows([*found, replace(faster, driver="older")], [], None)
+    assert row.variant == own.variant
+    (row,) = kernel_rows([faster, *found], [], None)  # tuned again since
+    assert row.variant == own.variant
+
+
 def test_kernel_without_a_good_default_has_no_speedup():
     found = [m for m in read_journal(RECORDED / "journal.jsonl") if m.family == "copy"]
     finals = [m for m in found if m.phase == "final"]
@@ -220,6 +238,11 @@ def test_winners_are_counted_by_who_proposed_them(frame):
     sentence = search_sentence(replace(frame, kernels=rows))
     assert f"{len(rows)} from the portfolio that ships with the package" in sentence
     assert all(1 <= row.good_trial <= row.trials for row in rows)
+    savings = [row.saving for row in rows if row.saving is not None]
+    assert savings
+    total = sum(saving.trials for saving in savings)
+    assert f"what {len(savings)} searches proposed themselves, those suggestions" in sentence
+    assert f"{abs(total)} trials on the way to 95 %" in sentence
     forged = [replace(m, origin="<b>mine</b>") for m in journal]
     assert "mine" not in search_sentence(replace(frame, kernels=kernel_rows(forged, (), None)))
 

@@ -67,7 +67,13 @@ def frame(tmp_path_factory):
         tok_per_s=(1000.0, 1010.0), dispatches=10, weight_bytes=12_345_678,
         operations=operations, operations_from="traced",
     )  # fmt: skip
-    append_bench(folder / "bench.jsonl", [record])
+    other = replace(record, bundle="b" * 120, test="tg9", operations=())
+    append_bench(folder / "bench.jsonl", [record, other])
+    lines = (folder / "journal.jsonl").read_text().splitlines()
+    copied = [line for line in lines if '"family":"copy"' in line]
+    assert copied
+    long = [line.replace('"family":"copy"', f'"family":"copy_{"y" * 120}"') for line in copied]
+    (folder / "journal.jsonl").write_text("\n".join([*lines, *long]) + "\n")
     serving = [
         {"weights": "q8", "bundle": "llvmpipe", "test": f"tg8@{n}", "batch": n, "unit": "tok/s",
          "samples": [100.0 * n, 101.0 * n], "dispatches": 9}
@@ -114,6 +120,7 @@ def test_page_is_silent_whole_and_readable(browser, page, frame, width, dark):
     counts = {name: sum(kind == name for kind, _ in drawn) for name, _ in drawn}
     assert counts["history"] == len({(k.family, k.precision) for k in frame.kernels if k.history})
     assert counts["token"] == len(frame.tokens) == 1
+    assert counts["formats"] == 1
     assert counts["batch"] == 1 and [row.times_one for row in frame.serving][1] == 8.0
     assert {"model", "speedups", "roofline", "shares", "importance", "heat"} <= set(counts)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
@@ -136,17 +143,18 @@ def test_comparison_is_silent_whole_and_readable(browser, comparison, width):
     assert colour == "rgb(179, 38, 30)"  # red
 
 
-def test_everything_that_scrolls_or_leads_somewhere_is_reached_by_tab(browser, page):
+def test_everything_that_scrolls_leads_somewhere_or_is_a_picture_is_reached_by_tab(browser, page):
     browser.open(page, 400)
     wanted = browser.evaluate(
-        "[...document.querySelectorAll('a, summary, .box')].filter(e => e.matches('a, summary') ||"
-        " e.scrollWidth > e.clientWidth).filter(e => e.getBoundingClientRect().height).length"
+        "[...document.querySelectorAll('a, summary, .box, figure:not([data-chart=heat])')]"
+        ".filter(e => !e.matches('.box') || e.scrollWidth > e.clientWidth)"
+        ".filter(e => e.getBoundingClientRect().height).length"
     )
     reached = "document.activeElement === document.body ? '' : document.activeElement.outerHTML"
     found = set()
     for _ in range(wanted + 40):
         browser.press("Tab")
-        found.add(browser.evaluate(f"({reached}).slice(0, 90)"))
+        found.add(browser.evaluate(f"({reached}).slice(0, 300)"))
     assert len(found - {""}) >= wanted > 10
     browser.evaluate("document.querySelector('nav a[href=\"#provenance\"]').focus()")
     outline = "getComputedStyle(document.activeElement).outlineStyle"
@@ -155,6 +163,19 @@ def test_everything_that_scrolls_or_leads_somewhere_is_reached_by_tab(browser, p
     browser.evaluate("document.querySelector('nav a[href=\"#provenance\"]').focus()")
     browser.press("Enter")
     assert browser.evaluate("location.hash") == "#provenance"
+
+
+def test_every_picture_says_in_words_what_it_is(browser, page):
+    browser.open(page, 1600)
+    nameless = browser.evaluate(
+        "[...document.querySelectorAll('figure, [role=img], .box')].filter(e => "
+        "!(e.getAttribute('aria-label') || '').trim() && !e.querySelector('dl, pre'))"
+        ".map(e => e.outerHTML.slice(0, 90))"
+    )
+    assert nameless == []
+    unnamed = "[...document.querySelectorAll('svg:not([aria-hidden])')].filter(e => "
+    unnamed += "!e.closest('[role=img]')).map(e => e.outerHTML.slice(0, 90))"
+    assert browser.evaluate(unnamed) == []
 
 
 def test_numbers_of_the_drawn_page_are_the_csvs(browser, page, frame):

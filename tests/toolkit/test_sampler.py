@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 from kernelforge.errors import TuneError
-from kernelforge.tune.acquisition import Proposer, Strategy
+from kernelforge.tune.acquisition import Proposer, Strategy, _normal_scores
 from kernelforge.tune.encoded import Encoded
 from kernelforge.tune.sampler import ABANDONED, EnumeratedSampler, ExhaustedError
 
@@ -91,6 +91,80 @@ def test_it_comes_within_five_percent_of_the_best_in_thirty_asks(strategy: Strat
 def test_the_same_seed_gives_the_same_search() -> None:
     one, two = (search(EnumeratedSampler(grid(), seed=5), 20) for _ in range(2))
     assert one == two
+
+
+def asks_to_good(strategy: Strategy, seed: int) -> int:
+    """Asks until one is within 5 % of the best."""
+    configs = grid()
+    bar = min(map(landscape, configs)) / 0.95
+    sampler = EnumeratedSampler(configs, strategy=strategy, seed=seed)
+    study = optuna.create_study(sampler=sampler)
+    for number in range(1, 61):
+        if landscape(search(sampler, 1, study)[0]) <= bar:
+            return number
+    return 60
+
+
+def test_it_needs_a_third_of_what_random_draws_need() -> None:
+    needed = {
+        strategy: sum(asks_to_good(strategy, seed) for seed in range(6))
+        for strategy in ("mixed", "random")
+    }
+    assert needed["mixed"] <= needed["random"] / 3
+
+
+def test_workers_side_by_side_are_given_different_configurations() -> None:
+    configs = grid()[:40]
+    sampler = EnumeratedSampler(configs)
+    study = optuna.create_study(sampler=sampler)
+    asked = []
+    for _ in range(8):
+        together = [study.ask(sampler.space) for _ in range(5)]
+        asked += [json.dumps(trial.params, sort_keys=True) for trial in together]
+        for trial in together:
+            study.tell(trial, landscape(trial.params))
+    assert len(set(asked)) == len(configs)
+
+
+def test_a_resumed_search_goes_on_where_it_was_left() -> None:
+    configs = grid()
+    study = optuna.create_study(sampler=(sampler := EnumeratedSampler(configs, seed=2)))
+    before = search(sampler, 12, study)
+    study.sampler = EnumeratedSampler(configs, seed=2)
+    asked = before + search(study.sampler, 12, study)
+    assert len({json.dumps(p, sort_keys=True) for p in asked}) == 24
+    known = min(map(landscape, before))
+    # No new start: what it tries from the first ask on is better than what random draws are.
+    typical = np.median([landscape(c) for c in configs])
+    assert np.median([landscape(c) for c in asked[12:]]) < typical
+    assert min(map(landscape, asked)) <= known
+
+
+def test_the_first_ones_lie_far_apart() -> None:
+    encoded = Encoded(grid())
+
+    def least_distance(strategy: Strategy, seed: int) -> float:
+        proposer = Proposer(encoded, strategy=strategy)
+        seen: dict[int, float | None] = {}
+        for number in range(4):
+            index = proposer.propose(seen, np.random.default_rng([seed, number]))
+            assert index is not None
+            seen[index] = None
+        tried = np.array(list(seen))
+        return float((encoded.distances(tried, tried).sum(axis=0) + 9 * np.eye(4)).min())
+
+    apart = {
+        way: np.mean([least_distance(way, seed) for seed in range(10)]) for way in ("mixed", "gp")
+    }
+    assert apart["mixed"] > 1.3 * apart["gp"]
+
+
+def test_the_ranks_of_times_are_the_same_under_whatever_keeps_their_order() -> None:
+    times = np.array([3.0, 1.0, 50.0, 2.0, 50.0, 50.0])
+    scores = _normal_scores(times)
+    assert np.array_equal(scores, _normal_scores(np.log(times)))
+    assert scores[1] < scores[3] < scores[0] < scores[2] == scores[4] == scores[5]
+    assert abs(scores.mean()) < 1e-12
 
 
 def test_failures_are_not_asked_again_and_abandoned_trials_are() -> None:

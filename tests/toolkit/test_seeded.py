@@ -123,3 +123,57 @@ def test_a_copy_is_asked_without_the_original_learning_from_it() -> None:
     fresh = SeededProposer(Proposer(CONFIGS), [], [4, 5])
     rng, same = np.random.default_rng(1), np.random.default_rng(1)
     assert one.propose(seen, rng) == fresh.propose(seen, same)
+
+
+def searched_late(
+    late: list[int], times: dict[int, float], trials: int, seed: int = 0
+) -> list[int]:
+    """As `search`, with configurations of other kinds of devices and no others."""
+    proposer = SeededProposer(Proposer(CONFIGS, [DEFAULT]), [DEFAULT], late=late)
+    seen: dict[int, float | None] = {}
+    for number in range(trials):
+        index = proposer.propose(seen, np.random.default_rng([seed, number]))
+        assert index is not None
+        assert index not in seen
+        seen[index] = times.get(index, 10 + index / 1000)
+    return list(seen)
+
+
+def test_what_other_kinds_of_devices_like_comes_after_the_random_start_and_in_turns() -> None:
+    late = [7, 3, 200, 11]
+    tried = searched_late(late, dict(zip(late, (4.0, 3.0, 2.0, 1.0), strict=True)), 14, 1)
+    assert [number for number, index in enumerate(tried) if index in late] == [5, 7, 9, 11]
+    assert [index for index in tried if index in late] == late
+
+
+@pytest.mark.parametrize("bad", [9.9, 20.0, math.inf])
+def test_of_what_other_kinds_of_devices_like_in_vain_one_trial_is_all(bad: float) -> None:
+    """Not even faster than the default is in vain, whatever random draws say."""
+    late = [3, 61, 127, 188, 242, 301, 333, 366]
+    times = {**dict.fromkeys(late, bad), DEFAULT: 5.0}
+    by_chance = 0
+    for seed in range(6):
+        tried = searched_late(late, times, 12, seed)
+        without = searched_late([], times, 12, seed)
+        assert tried[:5] == without[:5]
+        by_chance += len({*tried} & {*late}) - 1
+    assert by_chance <= 3
+
+
+def test_a_second_one_that_is_clearly_slower_ends_them() -> None:
+    late = [7, 3, 200, 11]
+    tried = searched_late(late, {7: 2.0, 3: 2.5, 200: 1.0, 11: 1.0}, 9, 1)
+    assert [index for index in tried if index in late] == [7, 3]
+
+
+def test_with_seeds_of_its_own_a_search_tries_those_first() -> None:
+    own = Proposer(CONFIGS, [DEFAULT])
+    proposer = SeededProposer(own, [DEFAULT], [5, 6], late=[7, 6, 8])
+    seen: dict[int, float | None] = {}
+    for number in range(12):
+        index = proposer.propose(seen, np.random.default_rng([3, number]))
+        assert index is not None
+        seen[index] = {5: 4.0, 6: 3.0, 7: 2.0, 8: 1.0}.get(index, 10 + index / 1000)
+    tried = list(seen)
+    assert tried[:3] == [DEFAULT, 5, 6]
+    assert [index for index in tried if index in (5, 6, 7, 8)] == [5, 6, 7, 8]

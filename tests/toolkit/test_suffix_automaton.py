@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelforge.suffix_automaton import Match, SuffixAutomaton, matches, rosa
+from kernelforge.traits.suffix_automaton import Match, SuffixAutomaton, matches, rosa
 from kernelforge_runtime.abi.rosa import NO_MATCH
 
 

@@ -11,7 +11,7 @@ from kernelforge.tune.untuned import FAR, Judged, draw, summary
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle import read_manifest
 from kernelforge_runtime.resources import tuned_output_dir
-from tests.toolkit.cli_process import DEVICE, kernelforge, workplace
+from tests.toolkit.cli_process import DEVICE, kernelforge, tune_here, workplace
 
 
 def entries():
@@ -58,14 +58,14 @@ def test_the_summary_tells_the_mean_and_the_worst() -> None:
 
 @pytest.mark.vulkan
 @pytest.mark.glslang
-def test_the_command_compares_the_runtimes_choice_with_a_search() -> None:
-    place = workplace()
-    done = kernelforge(
-        "tune", "--untuned", "2", "--family", "layer_norm", "--trials", "3", "--device", DEVICE,
-        "--json", **place.env,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+def test_the_command_compares_the_runtimes_choice_with_a_search(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = "--untuned", "2", "--family", "layer_norm", "--trials", "3", "--device", DEVICE
+    code = tune_here(monkeypatch, *asked, "--json", **workplace().env)
+    found = capsys.readouterr()
+    assert code == 0, found.err
+    told = json.loads(found.out)
     assert len(told["problems"]) == 2
     for one in told["problems"]:
         assert one["chosen_ns"] > 0

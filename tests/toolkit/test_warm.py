@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from kernelforge.tune.budget import Budget
 from kernelforge.tune.journal import Journal
 from kernelforge.tune.problems import TuneTask
 from kernelforge.tune.study import tune_problem, tune_problems
-from kernelforge.tune.warm import Start, read_starts, starts_for
+from kernelforge.tune.warm import Start, read_starts, starts_for, won_here
 from kernelforge.variant import Variant
 from kernelforge_runtime.abi.device_info import GENERIC
 from kernelforge_runtime.abi.problem import Problem
@@ -37,6 +38,20 @@ def test_the_nearest_problem_comes_first_and_each_configuration_once() -> None:
     found = [(p["WORKGROUP"], p["ROWS"]) for p in starts_for(starts, task, GENERIC)]
     assert found == [(32, 2), (8, 1), (64, 1)]
     assert len(starts_for(starts, task, GENERIC, most=2)) == 2
+
+
+def test_only_the_winner_of_this_problem_on_this_device_counts_as_won_here() -> None:
+    task = TuneTask(small_family(), F32, Problem(M=64, K=64))
+    elsewhere, other = start(8, 1, task.problem), start(8, 2, Problem(M=64, K=128))
+    mine = [
+        replace(s, bundle=GENERIC.slug)
+        for s in (other, start(32, 2, task.problem), start(64, 1, task.problem))
+    ]
+    found = won_here([elsewhere, *mine], task, GENERIC)
+    assert found == {"WORKGROUP": 32, "ROWS": 2, "FAULT": "none"}
+    assert won_here([elsewhere, mine[0]], task, GENERIC) is None
+    alike = Start(Variant.of("other", "f32", {"ROWS": 1}), task.problem, GENERIC.slug)
+    assert won_here([alike, *mine], task, GENERIC) == found  # families may share a problem
 
 
 def test_what_the_space_does_not_know_any_more_and_other_families_are_left_out() -> None:

@@ -15,6 +15,8 @@ from kernelforge_runtime.text import Tokenizer
 
 CHUNK = 256
 """Tokens whose logits are held at once."""
+MOST_BITS = 1024
+"""Of a token, whose perplexity a float can no longer hold."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class TextScore:
     @property
     def perplexity(self) -> float:
         """Per token: to be compared between models of one vocabulary only."""
-        return math.pow(2.0, self.bits / self.tokens)
+        bits = self.bits / self.tokens
+        return math.pow(2.0, bits) if bits < MOST_BITS else math.inf
 
 
 def score_text(
@@ -56,7 +59,7 @@ def score_text(
         chunk: tokens per step; what is usual where None.
 
     Raises:
-        ModelError: the text has fewer than two tokens.
+        ModelError: the text has fewer than two tokens, or a prediction is no number.
     """
     ids = np.array(tokenizer.encode(data), np.int64)
     if len(ids) < 2:
@@ -67,6 +70,12 @@ def score_text(
         piece = ids[first : min(first + step, len(ids) - 1)]
         logits, state = model.forward(piece.tolist(), state, full_output=True)
         bits += _bits(logits, ids[first + 1 : first + 1 + len(piece)])
+        if not math.isfinite(bits):
+            bad = int(np.argmax(~np.isfinite(logits).all(-1)))
+            raise ModelError(
+                f"what is predicted for token {first + bad + 1} of the text is NaN or infinite: "
+                "`kernelforge run --check` shows the layer"
+            )
     seconds = time.perf_counter() - started
     size = len(tokenizer.decode(ids[1:].tolist()))
     return TextScore(bits, len(ids) - 1, size, seconds)

@@ -29,9 +29,11 @@ def load(path: str) -> str:
     rows = {tuple(entry[name] for name in names) for entry in document["cache"].values()}
     _space.update(path=path, names=names, rows=rows, values=document["tune_params"])
     _space["kernel"] = document["kernel_name"]
-    # It builds its space anew for every search, which takes longer than the search.
+    # It builds its space anew for every search, which takes longer than the search. A space keeps
+    # the neighbours that a search has looked up and proposes from these first, so that every search
+    # needs one that none has used: sharing it tells the next what the last ones stood at.
     _space["built"] = Searchspace(_space["values"], [FunctionConstraint(_allowed)], MOST_THREADS)
-    kernel_tuner.interface.Searchspace = lambda *_, **__: copy.copy(_space["built"])
+    kernel_tuner.interface.Searchspace = lambda *_, **__: copy.deepcopy(_space["built"])
     return "kernel_tuner " + version("kernel_tuner")
 
 

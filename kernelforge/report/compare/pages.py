@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-from kernelforge.report.cells import NONE, Column, Table, number
-from kernelforge.report.compare.verdict import Comparison, Row, Together
+from kernelforge.report.cells import NONE, Column, Table, number, to_markdown
+from kernelforge.report.compare.verdict import LEAST, Comparison, Row, Together
 from kernelforge.report.html import render
 from kernelforge.report.writing import write_files
 
@@ -19,15 +20,24 @@ COLUMNS = (
     Column("first", "A"),
     Column("second", "B"),
     Column("ratio", "time B / A"),
+    Column("steady", "of the kernel"),
     Column("interval", "interval", False),
     Column("verdict", "verdict", False),
     Column("change", "kernel", False),
 )
 NOTE = (
-    "Time on B over time on A, above 1 where B is slower. The intervals hold for all rows of a "
-    "kind together with 95 %, noise between runs included: what is slower or faster has 1 outside "
-    "of its own."
+    "Time on B over time on A, above 1 where B is slower. Of the kernel is what remains of it "
+    "where its family's default, measured in turns with it, moved as well: that was the machine. "
+    "The intervals hold for all rows of a kind together with 95 %, noise between runs included: "
+    "what is slower or faster has 1 outside of its own."
 )
+_MUCH = 0.15
+"""Who cannot see less than this should measure in another way."""
+_CLOSER = {
+    "kernel": "measure a bundle beside the defaults again: kernelforge inspect BUNDLE --remeasure",
+    "model": "measure both in turns: kernelforge bench MODEL --bundle A --compare-bundle B",
+}
+_PICTURED = 60
 _MOST = 4.0
 """The picture ends at this ratio, and at one over it."""
 
@@ -83,6 +93,7 @@ def sentences(comparison: Comparison) -> list[str]:
         f"{len(rows)} rows in common: {len(comparison.slower)} slower beyond noise, "
         f"{len(comparison.faster)} faster."
     ]
+    found += [_visible(kind, rows) for kind in dict.fromkeys(row.kind for row in rows)]
     found += [_together(t) for t in comparison.together]
     if comparison.device_moved >= 0.02:
         found.append(
@@ -112,6 +123,13 @@ def _together(together: Together) -> str:
     )
 
 
+def _visible(kind: str, rows: Sequence[Row]) -> str:
+    """What could have been seen: that nothing is flagged does not mean that nothing moved."""
+    least = max(median([row.high / row.steady for row in rows if row.kind == kind]) - 1, LEAST)
+    text = f"In half of the {kind}s a slowdown of {100 * least:.0f} % would be beyond noise"
+    return f"{text}; to see less, {_CLOSER[kind]}." if least > _MUCH else f"{text}."
+
+
 def _some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
@@ -123,6 +141,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.first.text,
         row.second.text,
         number(row.ratio, 3),
+        number(row.steady, 3),
         f"{number(row.low, 3)} to {number(row.high, 3)}",
         row.verdict or NONE,
         "another" if row.changed else "same",
@@ -130,9 +149,12 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _whiskers(rows: Sequence[Row]) -> list[Whisker]:
+    """What was judged, and what moved most; the table has all."""
+    shown = sorted(rows, key=lambda row: (not row.verdict, -abs(math.log(row.steady))))[:_PICTURED]
     return [
-        Whisker(row, _at(row.ratio), _at(row.low), _at(row.high), f"{number(row.ratio, 3)}×")
+        Whisker(row, _at(row.steady), _at(row.low), _at(row.high), f"{number(row.steady, 3)}×")
         for row in rows
+        if row in shown
     ]
 
 
@@ -144,11 +166,11 @@ def _at(ratio: float) -> str:
 
 def _markdown(comparison: Comparison, table: Table, command: str) -> str:
     lines = ["# Comparison", ""]
-    lines += [f"* {text}" for text in sentences(comparison)]
+    lines += [f"* {to_markdown(text)}" for text in sentences(comparison)]
     if comparison.slower:
         lines += ["", "## Slower beyond noise", ""]
         lines += [
-            f"* **{row.name}**: {number(row.ratio, 3)}× the time "
+            f"* **{to_markdown(row.name)}**: {number(row.steady, 3)}× the time "
             f"({number(row.low, 3)} to {number(row.high, 3)})"
             for row in comparison.slower
         ]

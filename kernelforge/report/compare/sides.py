@@ -10,24 +10,30 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
-from kernelforge.errors import MeasureError, ReportError
+from kernelforge.errors import ReportError
 from kernelforge.measure.baseline import Ceilings
+from kernelforge.measure.journal_lines import DAMAGE
 from kernelforge.report.bench_journal import BENCH_FILE, read_bench
-from kernelforge.report.frame import CEILINGS_FILE, JOURNAL_FILE
+from kernelforge.report.cells import from_markdown
+from kernelforge.report.compare.timing import Key, Side, Timing
+from kernelforge.report.frame import CEILINGS_FILE, JOURNAL_FILE, devices_of
 from kernelforge.report.kernels import KernelRow, kernel_rows
 from kernelforge.report.models import ModelRow, model_rows
 from kernelforge.tune.journal import read_journal
-from kernelforge_runtime.bundle import read_manifest
+from kernelforge_runtime.bundle import Entry, read_manifest
 from kernelforge_runtime.bundle.bundle import KERNELS_FILE, MANIFEST_FILE
 
 log = logging.getLogger(__name__)
 
-LEAST_ROUNDS = 3
-"""Samples behind a median whose number is not told: a tuning run takes no fewer."""
+_ROUNDING = 0.01 / math.sqrt(12)
+"""Standard deviation of what the second decimal of a table leaves out."""
+_LAYOUT = re.compile(r"LAYOUT=(\w+)")
 MAX_FILE = 64 << 20
+MOST = 1e15
+"""No time or speed of a report is above it, in any of the units."""
 _FACTS = {"Processor": "processor", "Commit": "commit", "Bundle sha256": "bundle"}
 _FILES = (MANIFEST_FILE, KERNELS_FILE, "kernels.csv", "models.csv", "ceilings.csv", "report.md")
 _CEILINGS = {
@@ -35,56 +41,15 @@ _CEILINGS = {
     "memory copy, read plus written": "copy_gbps",
     "float32 multiply-add": "fma_gflops",
 }
-Key = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """A median time, in any unit that both sides share.
-
-    Attributes:
-        name: for people.
-        value: median; above 0.
-        spread: median absolute deviation, relative to the median; NaN where not known.
-        samples: behind the median; 0 where not known.
-        what: the kernel's parameters, or the bundle: may differ between the sides.
-        text: the median, with its unit.
-    """
-
-    name: str
-    value: float
-    spread: float
-    samples: int
-    what: str
-    text: str
-
-
-@dataclass
-class Side:
-    """What one side measured.
-
-    Attributes:
-        label: as the user named it.
-        kernels: times per dispatch, by family, precision and problem.
-        models: seconds per token, by model, weights, test and whether kernels are generic.
-        ceilings: of the device, by name; empty where not measured.
-        facts: `device`, `driver`, `processor`, `commit`, `bundle`, as far as known.
-    """
-
-    label: str
-    kernels: dict[Key, Timing] = field(default_factory=dict)
-    models: dict[Key, Timing] = field(default_factory=dict)
-    ceilings: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, str] = field(default_factory=dict)
 
 
 def read_side(name: str, journals: Path) -> Side:
     """Reads what a user named.
 
     Args:
-        name: folder of a bundle, of journals or of a report; `FOLDER@DRIVER`, the journal's
-            records of one driver; a device's slug; `REVISION` or `REVISION:FOLDER` of this git
-            checkout.
+        name: folder of a bundle, of journals or of a report; `FOLDER@DRIVER` or `FOLDER@DEVICE`,
+            the journal's records of one driver or device; a device's slug; `REVISION` or
+            `REVISION:FOLDER` of this git checkout.
         journals: folder of all devices' journals.
 
     Raises:
@@ -140,28 +105,37 @@ def _of_journals(name: str, path: Path, driver: str) -> Side:
     measurements = read_journal(path / JOURNAL_FILE)
     benches, ceilings = read_bench(path / BENCH_FILE)
     if driver:
-        measurements = [m for m in measurements if driver in m.driver]
-        benches = [b for b in benches if driver in b.driver]
+        measurements = [m for m in measurements if driver in m.driver or driver == m.device]
+        benches = [b for b in benches if driver in b.driver or driver == b.device]
+    there = devices_of(measurements, benches)
+    if len(there) > 1:
+        raise ReportError(
+            f"--compare {name}: its records are of {', '.join(sorted(there))}, whose times do not "
+            f"mix; name one, as {path}@{there[0]}"
+        )
     try:
         ceilings = Ceilings.from_json(json.loads((path / CEILINGS_FILE).read_bytes()))
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, TypeError, MeasureError) as error:
+    except (OSError, *DAMAGE) as error:
         log.warning("%s cannot be used: %s", path / CEILINGS_FILE, error)
-    if ceilings is not None and (not driver or driver in ceilings.driver):
+    if ceilings is not None and (
+        not driver or driver in ceilings.driver or driver == ceilings.device
+    ):
         side.ceilings = {key: float(getattr(ceilings, key)) for key in _CEILINGS.values()}
     side.kernels = _kernels(kernel_rows(measurements, (), None))
     side.models = _models(model_rows([b for b in benches if not b.peer]))
     drivers = {m.driver for m in measurements} | {b.driver for b in benches}
-    devices = {m.device for m in measurements} | {b.device for b in benches}
-    side.facts = {"device": ", ".join(sorted(devices)), "driver": ", ".join(sorted(drivers))}
+    side.facts = {"device": ", ".join(there), "driver": ", ".join(sorted(drivers))}
     side.facts["bundle"] = ", ".join(sorted({b.bundle_sha256[:12] for b in benches} - {""}))
     return side
 
 
 def _of_bundle(name: str, path: Path) -> Side:
     manifest = read_manifest(path)
-    side = Side(name, _kernels(kernel_rows([], manifest.entries, None)))
+    side = Side(
+        name, _kernels(kernel_rows([], manifest.entries, None)) | _layouts(manifest.entries)
+    )
     ceilings = dict(manifest.ceilings)
     side.ceilings = {k: float(ceilings[k]) for k in _CEILINGS.values() if k in ceilings}
     device = manifest.device
@@ -183,10 +157,29 @@ def _kernels(rows: Iterable[KernelRow]) -> dict[Key, Timing]:
             row.samples,
             row.variant,
             f"{row.median_ns / 1e3:.2f} µs",
+            run=str(row.seed or ""),
+            beside=row.default_ns,
+            rivals={name: (str(seed or ""), ns) for name, (seed, ns) in row.timed.items()},
         )
         for row in rows
         if math.isfinite(row.median_ns) and row.median_ns > 0
     }
+
+
+def _layouts(entries: Iterable[Entry]) -> dict[Key, Timing]:
+    """Of problems with kernels for several layouts of the weights, each."""
+    groups: dict[Key, list[Entry]] = {}
+    for entry in entries:
+        key: Key = (entry.family, entry.precision, _plain(str(entry.problem)))
+        groups.setdefault(key, []).append(entry)
+    found: dict[Key, Timing] = {}
+    for key, group in groups.items():
+        for entry in group if len(group) > 1 else ():
+            layout = _LAYOUT.search(entry.variant)
+            of = f"{layout[1] if layout else ''}{' limited' if entry.signature.is_limited else ''}"
+            for timing in _kernels(kernel_rows([], [entry], None)).values():
+                found[*key, of] = replace(timing, name=f"{timing.name} {of}", beside=math.nan)
+    return found
 
 
 def _models(rows: Iterable[ModelRow]) -> dict[Key, Timing]:
@@ -203,6 +196,7 @@ def _models(rows: Iterable[ModelRow]) -> dict[Key, Timing]:
             len(r.tok_per_s),
             f"{r.bundle} {r.bundle_sha256[:12]}".strip(),
             f"{r.median:.2f} tok/s",
+            run=r.time,
         )
     return found
 
@@ -214,6 +208,7 @@ def _of_report(name: str, path: Path) -> Side:
         where = f"{path / 'kernels.csv'} line {line}"
         family, precision, problem = (_cell(cells, c, where) for c in ("family", "precision",
                                                                         "problem"))  # fmt: skip
+        _cell(cells, "median_us", where)
         us = _number(cells, "median_us", where)
         if us > 0:
             side.kernels[family, precision, _plain(problem)] = Timing(
@@ -223,12 +218,15 @@ def _of_report(name: str, path: Path) -> Side:
                 int(_number(cells, "samples", where, 0.0)),
                 cells.get("variant", ""),
                 f"{us:.2f} µs",
+                _ROUNDING / us,
+                beside=_number(cells, "default_us", where) * 1e3,
             )
     for line, cells in _csv(path / "models.csv"):
         where = f"{path / 'models.csv'} line {line}"
         model, weights, test, bundle = (
             _cell(cells, c, where) for c in ("model", "weights", "test", "bundle")
         )
+        _cell(cells, "tok_per_s", where)
         speed = _number(cells, "tok_per_s", where)
         if speed > 0:
             kind = "generic" if bundle == "generic" else "tuned"
@@ -240,6 +238,7 @@ def _of_report(name: str, path: Path) -> Side:
                 int(_number(cells, "repetitions", where, 0.0)),
                 f"{bundle} {sha}".strip(),
                 f"{speed:.2f} tok/s",
+                _ROUNDING / speed,
             )
     for line, cells in _csv(path / "ceilings.csv"):
         if (key := _CEILINGS.get(cells.get("ceiling", ""))) is not None:
@@ -255,11 +254,13 @@ def _facts(path: Path) -> dict[str, str]:
         return {}
     found = {"device": path.name}
     if title := re.match(r"# (.*)", text):
-        found["device"] = title[1]
-        found["driver"] = text.partition("\n\n")[2].partition("\n")[0]
+        found["device"] = from_markdown(title[1])
+        found["driver"] = from_markdown(text.partition("\n\n")[2].partition("\n")[0])
+    if command := re.search(r"^kernelforge report --device (\S+)$", text, re.MULTILINE):
+        found["device"] = command[1]  # journals and bundles know the device by it
     for key, name in _FACTS.items():
         if line := re.search(rf"^\* {key}: (.*)$", text, re.MULTILINE):
-            found[name] = line[1]
+            found[name] = from_markdown(line[1])
     return found
 
 
@@ -292,8 +293,8 @@ def _number(cells: Mapping[str, str], column: str, where: str, missing: float = 
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or value < 0:
-        raise ReportError(f"{where}: {column} is {text!r}, expected a number from 0 up")
+    if not 0 <= value <= MOST:
+        raise ReportError(f"{where}: {column} is {text[:40]!r}, expected a number from 0 up")
     return value
 
 

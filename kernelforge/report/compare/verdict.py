@@ -7,13 +7,9 @@ rows, must be beaten.
 * Within: the standard error of a median from its spread. A spread of three samples says little, so
   it is drawn toward the usual spread of all rows, as if `PRIOR` more samples had had that one.
   Source: G. K. Smyth, Linear models and empirical Bayes methods, 2004 (moderated t).
-* Between: at least `RUN_NOISE`, and what the device's own ceilings moved by.
-* Both together are scaled by how the rows of unchanged kernels really moved: the median of their
-  moves in units of the error that is expected of them. Between unlike devices or drivers such
-  moves are no noise, and do not count.
-  Source: B. Efron, Large-scale simultaneous hypothesis testing: the choice of a null hypothesis,
-  2004 (empirical null).
+* Between: see `noise`.
 * Chance: intervals of all rows of a kind together cover with 95 % (Z. Sidak, 1967).
+* A row that is one measurement on both sides, as in a copy of a journal, has no noise at all.
 """
 
 from __future__ import annotations
@@ -21,26 +17,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, median
+from statistics import median
 
-from kernelforge.report.compare.sides import LEAST_ROUNDS, Key, Side, Timing
+from kernelforge.report.compare.noise import OF_MEDIAN, TO_DEVIATION, Noise, quantile
+from kernelforge.report.compare.timing import LEN_PROBLEM, Key, Side, Timing, same_kernel
 
 CONFIDENCE = 0.95
-RUN_NOISE = 0.015
-"""Standard deviation of the logarithm by which a quiet device's runs differ."""
 LEAST = 0.02
 """A change smaller than this is none, however well it is known."""
-PRIOR = 4
-USUAL = 0.02
-"""Relative spread that is taken where no row tells one."""
-_TO_DEVIATION = 1.4826
-_OF_MEDIAN = 1.2533
-_THIRD_QUARTER = NormalDist().inv_cdf(0.875)
-_OTHERS = 8
-"""Rows besides its own from which on they tell how much runs differ."""
-_LEAST_SCALE = 0.25
-"""However still the other rows are, no error is taken to be less than this part of it."""
 _TOGETHER = 5
+"""Rows that are judged as a whole, and independent states of the machine in one run, at most."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +39,8 @@ class Row:
         first: on side A.
         second: on side B.
         ratio: time on B over time on A: above 1 is slower.
-        low: of the interval that holds for all rows together.
+        steady: the same, over how the default beside it moved, where that tells of the machine.
+        low: of `steady`'s interval, which holds for all rows together.
         high: see `low`.
         verdict: "slower", "faster", or "" where it may be noise.
     """
@@ -63,6 +50,7 @@ class Row:
     first: Timing
     second: Timing
     ratio: float
+    steady: float
     low: float
     high: float
     verdict: str
@@ -83,6 +71,11 @@ class Together:
     low: float
     high: float
     verdict: str
+
+    @property
+    def move(self) -> float:
+        """Logarithm of the ratio."""
+        return math.log(self.ratio)
 
 
 @dataclass(frozen=True)
@@ -120,7 +113,7 @@ class Comparison:
 
     def failures(self, above: float) -> list[str]:
         """Names of what is slower beyond noise and by more than this share."""
-        found = [row.name for row in self.slower if row.ratio > 1 + above]
+        found = [row.name for row in self.slower if row.steady > 1 + above]
         found += [
             f"all {t.kind}s together"
             for t in self.together
@@ -160,102 +153,60 @@ def _compare_kind(
     moved: float,
     same: bool,
 ) -> tuple[list[Row], list[Together]]:
-    keys = [key for key in a if key in b]
-    moves = [math.log(b[key].value / a[key].value) for key in keys]
-    usual = _usual_spread([side[key].spread for key in keys for side in (a, b)])
-    whole = _together(kind, moves, moved)
-    alike = [a[key].what == b[key].what for key in keys]
-    center = median(moves) if whole and whole.verdict else 0.0
-    errors = [
-        math.hypot(_error(a[key], usual), _error(b[key], usual), max(RUN_NOISE, moved))
-        for key in keys
-    ]
-    away = [abs(x - center) / error for x, error in zip(moves, errors, strict=True)]
+    keys = _in_common(a, b)
+    pairs = [(a[key], same_kernel(a[key], b[key])) for key in keys]
+    moves = [math.log(second.value / first.value) for first, second in pairs]
+    known = Noise(pairs, moves, moved, same)
+    whole = _together(kind, moves, known)
+    known.around(whole.move if whole and whole.verdict else 0.0)
     rows = []
     for i, key in enumerate(keys):
-        others = [z for j, z in enumerate(away) if j != i and alike[j]]
-        scale = 1.0
-        if same and len(others) >= _OTHERS:
-            scale = max(_width(others), _LEAST_SCALE)
-        freedom = PRIOR + _rounds(a[key]) + _rounds(b[key]) - 2
-        error = max(scale * errors[i], RUN_NOISE, moved)
-        reach = error * _quantile(CONFIDENCE ** (1 / len(keys)), freedom)
-        low, high = moves[i] - reach, moves[i] + reach
+        error, freedom = known.error(i)
+        reach = error * quantile(CONFIDENCE ** (1 / len(keys)), freedom)
+        move = known.steady(i)
+        low, high = move - reach, move + reach
         rows.append(
             Row(
                 kind,
                 b[key].name,
-                a[key],
-                b[key],
+                *pairs[i],
                 math.exp(moves[i]),
+                math.exp(move),
                 math.exp(low),
                 math.exp(high),
-                _verdict(moves[i], low, high, LEAST),
+                _verdict(move, low, high),
             )
         )
-    rows.sort(key=lambda row: (-row.ratio, row.name))
+    rows.sort(key=lambda row: (row.verdict != "slower", -row.steady, -row.ratio, row.name))
     return rows, [whole] if whole else []
 
 
-def _width(moves: Sequence[float]) -> float:
-    """Standard deviation of moves without their signs, from their middle and their third quarter.
-
-    A quarter of the rows may have changed for a reason and does not count.
-    """
-    ordered = sorted(moves)
-    return max(_TO_DEVIATION * median(ordered), ordered[3 * len(ordered) // 4] / _THIRD_QUARTER)
+def _in_common(a: Mapping[Key, Timing], b: Mapping[Key, Timing]) -> list[Key]:
+    """Keys of both; where both tell the layouts of a problem apart, its best is one of these."""
+    keys = [key for key in a if key in b]
+    apart = {key[:-1] for key in keys}
+    return [key for key in keys if key not in apart]
 
 
-def _together(kind: str, moves: Sequence[float], moved: float) -> Together | None:
+def _together(kind: str, moves: Sequence[float], known: Noise) -> Together | None:
     """The median move; a device that slows everything down shows here and nowhere else."""
     if len(moves) < _TOGETHER:
         return None
-    middle = median(moves)
-    spread = _TO_DEVIATION * median([abs(x - middle) for x in moves])
-    error = math.hypot(_OF_MEDIAN * spread / math.sqrt(len(moves)), max(RUN_NOISE, moved))
-    reach = error * _quantile(CONFIDENCE, len(moves) - 1)
+    middle = known.together()
+    center = median(moves)
+    spread = TO_DEVIATION * median([abs(x - center) for x in moves])
+    # Kernels that were measured one after another met the same state of the machine.
+    error = math.hypot(OF_MEDIAN * spread / math.sqrt(_TOGETHER), known.floor)
+    reach = error * quantile(CONFIDENCE, len(moves) - 1)
     low, high = middle - reach, middle + reach
-    verdict = _verdict(middle, low, high, LEAST)
+    verdict = _verdict(middle, low, high)
     return Together(kind, len(moves), math.exp(middle), math.exp(low), math.exp(high), verdict)
 
 
-def _verdict(move: float, low: float, high: float, least: float) -> str:
-    if low > 0 and math.expm1(move) > least:
+def _verdict(move: float, low: float, high: float) -> str:
+    if low > 0 and math.expm1(move) > LEAST:
         return "slower"
-    return "faster" if high < 0 and math.expm1(-move) > least else ""
-
-
-def _rounds(timing: Timing) -> int:
-    return timing.samples if timing.samples > 1 else LEAST_ROUNDS
-
-
-def _usual_spread(spreads: Sequence[float]) -> float:
-    known = [s for s in spreads if math.isfinite(s) and s > 0]
-    return median(known) if known else USUAL
-
-
-def _error(timing: Timing, usual: float) -> float:
-    """Relative standard error of a median, its spread drawn toward the usual one."""
-    rounds = _rounds(timing)
-    own = rounds - 1 if math.isfinite(timing.spread) and timing.samples != 1 else 0
-    squares = PRIOR * usual**2 + (own * timing.spread**2 if own else 0.0)
-    deviation = _TO_DEVIATION * math.sqrt(squares / (PRIOR + own))
-    return _OF_MEDIAN * deviation / math.sqrt(rounds)
-
-
-def _quantile(confidence: float, freedom: int) -> float:
-    """Of Student's t, two-sided.
-
-    Source: M. Abramowitz and I. Stegun, Handbook of Mathematical Functions, 26.7.5; from six
-    degrees of freedom on, at the confidences used here, within a few per cent.
-    """
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + math.fsum(term / freedom ** (i + 1) for i, term in enumerate(terms))
+    return "faster" if high < 0 and math.expm1(-move) > LEAST else ""
 
 
 def _same_device(first: Side, second: Side) -> bool:
@@ -275,6 +226,14 @@ def _device_moved(first: Side, second: Side) -> float:
 
 
 def _only(side: Side, other: Side) -> tuple[str, ...]:
-    names = [t.name for key, t in side.kernels.items() if key not in other.kernels]
+    names = [t.name for key, t in side.kernels.items() if _is_missing(key, other)]
     names += [t.name for key, t in side.models.items() if key not in other.models]
     return tuple(names)
+
+
+def _is_missing(key: Key, other: Side) -> bool:
+    """A layout is missing only where the other side tells this problem's layouts apart."""
+    if key in other.kernels or len(key) == LEN_PROBLEM:
+        return key not in other.kernels
+    problem = key[:LEN_PROBLEM]
+    return any(len(k) == len(key) and k[:LEN_PROBLEM] == problem for k in other.kernels)

@@ -23,6 +23,7 @@ FEATURES = (
     "subgroup_clustered",
     "subgroup_shuffle",
     "subgroup_size_control",
+    "uniform_windows",
 )
 """Every feature name that a kernel may require."""
 

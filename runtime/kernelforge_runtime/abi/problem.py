@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, KeysView, Mapping
+from typing import TypeVar, overload
 
 from kernelforge_runtime.errors import PlanError
 
+T = TypeVar("T")
 _TERM = re.compile(r"([A-Z])(\d+)")
 MAX_DIMENSION = 2**31 - 1
 
@@ -24,11 +26,12 @@ class Problem(Mapping[str, int]):
 
     def __init__(self, **dims: int) -> None:
         for name, value in dims.items():
-            if not re.fullmatch(r"[A-Z]", name):
+            if len(name) != 1 or not "A" <= name <= "Z":
                 raise PlanError(f"problem dimension {name!r}: a dimension is one capital letter")
             if not isinstance(value, int) or not 1 <= value <= MAX_DIMENSION:
                 raise PlanError(f"problem dimension {name}={value!r}: use 1 to {MAX_DIMENSION}")
         self._dims = dims
+        self._hash: int | None = None
 
     def __getitem__(self, name: str) -> int:
         return self._dims[name]
@@ -39,8 +42,31 @@ class Problem(Mapping[str, int]):
     def __len__(self) -> int:
         return len(self._dims)
 
+    # As Mapping has them, but for the time that its generality takes.
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._dims
+
+    def keys(self) -> KeysView[str]:
+        """The names."""
+        return self._dims.keys()
+
+    def items(self) -> ItemsView[str, int]:
+        """Names and sizes."""
+        return self._dims.items()
+
+    @overload
+    def get(self, name: str, /) -> int | None: ...
+    @overload
+    def get(self, name: str, default: int | T, /) -> int | T: ...
+    def get(self, name: str, default: object = None, /) -> object:
+        """The size of a dimension, if it is there."""
+        return self._dims.get(name, default)
+
     def __hash__(self) -> int:
-        return hash(frozenset(self._dims.items()))
+        if self._hash is None:  # kernels are looked for by their problems, again and again
+            self._hash = hash(frozenset(self._dims.items()))
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Problem) and self._dims == other._dims
@@ -67,6 +93,11 @@ class Problem(Mapping[str, int]):
 
         Infinite where they do not name the same dimensions. Counts aspect, not only volume.
         """
-        if self._dims.keys() != other._dims.keys():
+        mine, theirs = self._dims, other._dims
+        if mine.keys() != theirs.keys():
             return math.inf
-        return sum(abs(math.log2(self[n] / other[n])) for n in self._dims)
+        total = 0.0
+        for name, size in mine.items():
+            if size != theirs[name]:
+                total += abs(math.log2(size / theirs[name]))
+        return total

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from kernelforge_runtime.abi.grid import Grid
+from kernelforge_runtime.abi.windows import ROOMS, count_windows
 from kernelforge_runtime.dtypes import DTYPES, F32, U32, DType
 from kernelforge_runtime.errors import PlanError
 from kernelforge_runtime.layout import Layout, LayoutError
@@ -48,6 +50,12 @@ class Binding:
     shape: tuple[str | int, ...]
     access: Access = "read"
     layout: str = ""
+
+    @classmethod
+    def from_json(cls, data: Any) -> Binding:
+        """Reads `["weight", "f16", ["M", "K"], "read"]`, perhaps with a layout behind it."""
+        name, dtype, shape, access, *rest = data
+        return cls(str(name), DTYPES[dtype], _shape(shape), _access(access), *map(str, rest))
 
     @property
     def is_own(self) -> bool:
@@ -95,13 +103,19 @@ class PushConstant:
     dtype: DType = U32
 
 
+def push_constants_from_json(data: Any) -> tuple[PushConstant, ...]:
+    """Reads `[["M", "u32"], ["eps", "f32"]]`."""
+    return tuple(PushConstant(str(name), DTYPES[dtype]) for name, dtype in data)
+
+
 @dataclass(frozen=True)
 class Signature:
     """Bindings in order, push constants in order, grid and workgroup of one compiled kernel.
 
     With `addressing="descriptor"`, binding i is set 0, binding i. With `"address"` the push
     constant block starts with one 64-bit buffer address per binding, in order, and the 32-bit
-    push constants follow.
+    push constants follow. What is `windowed` has windows besides: of the i-th, they are the array
+    of uniform buffers at set i, binding 0 (see `abi.windows`).
     """
 
     bindings: tuple[Binding, ...]
@@ -117,11 +131,23 @@ class Signature:
     """Dimensions that are compiled in: the kernel serves only problems that have these values."""
     multiples: tuple[tuple[str, int], ...] = ()
     """Dimensions that must be multiples of a number: the kernel checks no bounds there."""
+    windowed: tuple[str, ...] = ()
+    """Bindings, only read, that are seen through windows; with addresses only."""
 
-    @property
+    @cached_property
+    def own(self) -> tuple[Binding, ...]:
+        """Bindings that are memory of the kernel's own."""
+        return tuple(b for b in self.bindings if b.is_own)
+
+    @cached_property
     def layouts(self) -> Layouts:
         """Of the bindings that are not row-major, by name: their buffers must be packed so."""
         return tuple((b.name, b.layout) for b in self.bindings if b.layout)
+
+    def window_room(self, dims: Mapping[str, int]) -> int:
+        """The windows that a pipeline for these dimensions has room for; 0 where it has none."""
+        counts = [count_windows(b.nbytes(dims)) for b in self.bindings if b.name in self.windowed]
+        return next((r for r in ROOMS if r >= max(counts)), ROOMS[-1]) if counts else 0
 
     @property
     def push_constant_bytes(self) -> int:
@@ -132,7 +158,7 @@ class Signature:
     @property
     def is_limited(self) -> bool:
         """Whether it serves some sizes only, and needs another kernel beside it for the others."""
-        return bool(self.multiples) or any(b.is_own for b in self.bindings)
+        return bool(self.multiples or self.own)
 
     @property
     def limits(self) -> str:
@@ -140,7 +166,7 @@ class Signature:
         text = f"compiled for {dict(self.fixed)}"
         if self.multiples:
             text += f" and multiples of {dict(self.multiples)}"
-        if any(b.is_own for b in self.bindings):
+        if self.own:
             text += f", with at most {MAX_SCRATCH_BYTES >> 20} MiB per buffer of its own"
         return text
 
@@ -149,12 +175,14 @@ class Signature:
 
         What is compiled in must agree, what goes unchecked must divide.
         """
-        if any(dims.get(name) != value for name, value in self.fixed):
-            return False
-        if any(name not in dims or dims[name] % size for name, size in self.multiples):
-            return False
+        for name, value in self.fixed:
+            if dims.get(name) != value:
+                return False
+        for name, size in self.multiples:
+            if name not in dims or dims[name] % size:
+                return False
         try:
-            return all(b.nbytes(dims) <= MAX_SCRATCH_BYTES for b in self.bindings if b.is_own)
+            return all(b.nbytes(dims) <= MAX_SCRATCH_BYTES for b in self.own)
         except PlanError:  # a dimension of its scratch is missing
             return False
 
@@ -193,34 +221,42 @@ class Signature:
             **({"multiples": dict(self.multiples)} if self.multiples else {}),
             "push_constants": [[c.name, c.dtype.name] for c in self.push_constants],
             "subgroup": self.subgroup,
+            **({"windowed": list(self.windowed)} if self.windowed else {}),
             "workgroup": self.workgroup,
         }
 
     @classmethod
-    def from_json(cls, data: Any) -> Signature:
-        """Reads what `to_json` wrote; a wrong form raises PlanError."""
+    def from_json(
+        cls,
+        data: Any,
+        binding: Callable[[Any], Binding] = Binding.from_json,
+        constants: Callable[[Any], tuple[PushConstant, ...]] = push_constants_from_json,
+        grid: Callable[[Any], Grid] = Grid.from_json,
+    ) -> Signature:
+        """Reads what `to_json` wrote; a wrong form raises PlanError.
+
+        Args:
+            data: plain.
+            binding: reads a binding.
+            constants: reads the list of push constants.
+            grid: reads the grid.
+        """
         try:
             if data["addressing"] not in ("descriptor", "address"):
                 raise PlanError(
                     f"addressing {data['addressing']!r}: expected descriptor or address"
                 )
             return cls(
-                bindings=tuple(
-                    Binding(
-                        str(name), DTYPES[dtype], _shape(shape), _access(access), *map(str, rest)
-                    )
-                    for name, dtype, shape, access, *rest in data["bindings"]
-                ),
-                push_constants=tuple(
-                    PushConstant(str(name), DTYPES[dtype]) for name, dtype in data["push_constants"]
-                ),
-                grid=Grid.from_json(data["grid"]),
+                bindings=tuple(binding(item) for item in data["bindings"]),
+                push_constants=constants(data["push_constants"]),
+                grid=grid(data["grid"]),
                 workgroup=_count(data["workgroup"]),
                 subgroup=_count(data["subgroup"]),
                 addressing=data["addressing"],
                 features=tuple(str(f) for f in data["features"]),
                 fixed=_named_counts(data["fixed"]),
                 multiples=_named_counts(data.get("multiples", {})),
+                windowed=tuple(str(name) for name in data.get("windowed", ())),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PlanError(
@@ -236,6 +272,8 @@ def _float(name: str, value: float) -> bytes:
 
 
 def _size(term: str, dims: Mapping[str, int]) -> int:
+    if len(term) == 1:
+        return dims[term]
     name, _, divisor = term.partition("/")
     return -(-dims[name] // int(divisor)) if divisor else dims[name]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from kernelforge_runtime.abi.device_info import DeviceInfo
@@ -24,6 +25,7 @@ from kernelforge_runtime.abi.spirv_reader import (
     OFFSET,
     PUSH_CONSTANT,
     STORAGE_BUFFER,
+    UNIFORM,
     WORKGROUP,
     Declared,
     Type,
@@ -31,6 +33,7 @@ from kernelforge_runtime.abi.spirv_reader import (
     type_of,
 )
 from kernelforge_runtime.abi.spirv_words import CAPABILITIES, error_at
+from kernelforge_runtime.abi.windows import WINDOW_BYTES
 from kernelforge_runtime.errors import SpirvError
 
 __all__ = ["BindingUse", "Reflection", "check_module", "reflect"]
@@ -58,6 +61,7 @@ class Reflection:
         workgroup: invocations in x, y, z.
         bindings: storage buffers by (set, binding).
         addresses: for each buffer address in the push constants, in order, whether it is only read.
+        windowed: sets of the arrays of uniform buffers, in order.
         push_constant_bytes: size of the push constant block.
         shared_bytes: memory of workgroup variables.
         capabilities: names, sorted.
@@ -69,6 +73,7 @@ class Reflection:
     workgroup: tuple[int, int, int]
     bindings: tuple[BindingUse, ...]
     addresses: tuple[bool, ...]
+    windowed: tuple[int, ...]
     push_constant_bytes: int
     shared_bytes: int
     capabilities: tuple[str, ...]
@@ -82,8 +87,9 @@ class Reflection:
         return tuple(sorted({needs[c] for c in self.capabilities} - {""}))
 
 
+@lru_cache(maxsize=64)
 def reflect(spirv: bytes) -> Reflection:
-    """What the module declares.
+    """What the module declares; of the last few it is kept, as they are checked more than once.
 
     Raises:
         SpirvError: it is malformed, or declares what KernelForge never generates.
@@ -120,10 +126,13 @@ def _summary(found: Declared) -> Reflection:
         raise SpirvError(f"SPIR-V entry point {entry_name[:80]!r} is no function of the module")
     bindings: list[BindingUse] = []
     addresses: list[bool] = []
+    windowed: list[int] = []
     push_bytes, shared_bytes = None, 0
     for at, variable, storage, element in found.variables:
         if storage == STORAGE_BUFFER:
             bindings.append(_binding(found, at, variable, element))
+        elif storage == UNIFORM:
+            windowed.append(_window(found, at, variable, element))
         elif storage == PUSH_CONSTANT:
             if push_bytes is not None:
                 raise error_at(at, "a second push constant block: expected one")
@@ -138,6 +147,7 @@ def _summary(found: Declared) -> Reflection:
         workgroup=_workgroup(found, entry_id),
         bindings=tuple(sorted(bindings)),
         addresses=tuple(addresses),
+        windowed=tuple(sorted(windowed)),
         push_constant_bytes=push_bytes or 0,
         shared_bytes=shared_bytes,
         capabilities=tuple(sorted(CAPABILITIES[c][0] for c in found.capabilities)),
@@ -172,6 +182,22 @@ def _binding(found: Declared, at: int, variable: int, type_id: int) -> BindingUs
         raise error_at(at, f"storage buffer {variable} has no set or no binding number")
     readonly = NON_WRITABLE in decorations or _readonly(found, type_id, block)
     return BindingUse(decorations[DESCRIPTOR_SET], decorations[BINDING], readonly)
+
+
+def _window(found: Declared, at: int, variable: int, type_id: int) -> int:
+    """The set at which an array of uniform buffers is bound."""
+    array = type_of(found, at, type_id)
+    if array.kind != "runtime array":
+        raise error_at(at, f"uniform buffer {variable}: expected an array without a length")
+    block = _block(found, at, array.element)
+    if block.size is None or block.size > WINDOW_BYTES:
+        raise error_at(
+            at, f"uniform buffer {variable} of {block.size} bytes: expected {WINDOW_BYTES} at most"
+        )
+    decorations = found.decorations.get(variable, {})
+    if DESCRIPTOR_SET not in decorations or decorations.get(BINDING) != 0:
+        raise error_at(at, f"uniform buffer {variable} has no set, or another binding than 0")
+    return decorations[DESCRIPTOR_SET]
 
 
 def _push_block(found: Declared, at: int, type_id: int) -> tuple[int, list[bool]]:
@@ -240,6 +266,11 @@ def _check_signature(found: Reflection, signature: Signature) -> None:
         raise SpirvError(
             f"buffer addresses, read-only or not, {list(found.addresses[:20])}: "
             f"the signature says {list(addresses)}"
+        )
+    if found.windowed != tuple(range(len(signature.windowed))):
+        raise SpirvError(
+            f"uniform buffers at sets {list(found.windowed[:20])}: "
+            f"the signature says that {list(signature.windowed)} have windows"
         )
     if found.push_constant_bytes != signature.push_constant_bytes:
         raise SpirvError(

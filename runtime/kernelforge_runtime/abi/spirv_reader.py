@@ -26,7 +26,7 @@ from kernelforge_runtime.abi.spirv_words import (
 )
 from kernelforge_runtime.errors import SpirvError
 
-INPUT, WORKGROUP, PRIVATE, PUSH_CONSTANT, STORAGE_BUFFER = 1, 4, 6, 9, 12
+INPUT, UNIFORM, WORKGROUP, PRIVATE, PUSH_CONSTANT, STORAGE_BUFFER = 1, 2, 4, 6, 9, 12
 """Storage classes that a variable of the module may have."""
 PHYSICAL = 5349
 """Storage class of what a buffer address points to."""
@@ -297,7 +297,7 @@ def _read_array(found: Declared, at: int, operands: list[int]) -> None:
 def _read_runtime_array(found: Declared, at: int, operands: list[int]) -> None:
     type_of(found, at, operands[1])
     _define(found, at, operands[0])
-    found.types[operands[0]] = Type("runtime array", 0)
+    found.types[operands[0]] = Type("runtime array", 0, element=operands[1])
 
 
 def _read_struct(found: Declared, at: int, operands: list[int]) -> None:
@@ -356,8 +356,10 @@ def _read_variable(found: Declared, at: int, operands: list[int]) -> None:
         raise error_at(
             at, f"variable {result} of storage class {storage} is no pointer of that class"
         )
-    if storage not in (INPUT, WORKGROUP, PRIVATE, PUSH_CONSTANT, STORAGE_BUFFER):
-        raise error_at(at, f"variable of storage class {storage}: kernels use storage buffers only")
+    if storage not in (INPUT, UNIFORM, WORKGROUP, PRIVATE, PUSH_CONSTANT, STORAGE_BUFFER):
+        raise error_at(
+            at, f"variable of storage class {storage}: kernels use buffers and shared memory only"
+        )
     _define(found, at, result)
     found.variables.append((at, result, storage, pointer.element))
 

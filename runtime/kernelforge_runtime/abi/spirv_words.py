@@ -20,6 +20,7 @@ CAPABILITIES: dict[int, tuple[str, str]] = {
     1: ("Shader", ""),
     9: ("Float16", "float16"),
     11: ("Int64", "int64"),
+    28: ("UniformBufferArrayDynamicIndexing", "uniform_windows"),
     39: ("Int8", "int8"),
     61: ("GroupNonUniform", ""),
     63: ("GroupNonUniformArithmetic", "subgroup_arithmetic"),
@@ -28,6 +29,7 @@ CAPABILITIES: dict[int, tuple[str, str]] = {
     67: ("GroupNonUniformClustered", "subgroup_clustered"),
     4433: ("StorageBuffer16BitAccess", "storage16"),
     4448: ("StorageBuffer8BitAccess", "storage8"),
+    5302: ("RuntimeDescriptorArray", "uniform_windows"),
     5345: ("VulkanMemoryModel", "cooperative_matrix"),
     5432: ("CooperativeMatrixPerElementOperationsNV", "matrix_elements"),
     5433: ("CooperativeMatrixTensorAddressingNV", "matrix_tensors"),
@@ -42,6 +44,7 @@ was asked whether it has them: Int16, Vote, Float64 and the like are refused."""
 
 EXTENSIONS = frozenset(
     {
+        "SPV_EXT_descriptor_indexing",
         "SPV_KHR_16bit_storage",
         "SPV_KHR_8bit_storage",
         "SPV_KHR_cooperative_matrix",

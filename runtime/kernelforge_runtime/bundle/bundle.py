@@ -37,6 +37,10 @@ _RAN_BEFORE = (BundleMatch.EXACT, BundleMatch.OTHER_PROCESSOR)
 _ATTEMPTS = 10  # to find a folder that is not being replaced
 
 
+_Index = dict[tuple[str, str, Layouts], dict[Problem, list[Entry]]]
+_Served = tuple[str, str, Layouts, Problem | None]
+
+
 @dataclass(eq=False)
 class Bundle:
     """Tuned kernels of one device, checked.
@@ -59,13 +63,9 @@ class Bundle:
     entries: tuple[Entry, ...] = ()
     skipped: tuple[tuple[Entry, str], ...] = ()
     _checked: dict[tuple[str, str], ShaderModule] = field(default_factory=dict, repr=False)
-    _index: dict[tuple[str, str, Layouts], dict[Problem, list[Entry]]] = field(
-        default_factory=dict, repr=False
-    )
-
-    _beaten: dict[tuple[str, str, Layouts], dict[Problem, list[Entry]]] = field(
-        default_factory=dict, repr=False
-    )
+    _index: _Index = field(default_factory=dict, repr=False)
+    _beaten: _Index = field(default_factory=dict, repr=False)
+    _serving: dict[_Served, Mapping[Problem, Entry]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self._keep(entry for entry in self.manifest.entries if not entry.beaten)
@@ -73,7 +73,7 @@ class Bundle:
 
     def _keep(self, entries: Iterable[Entry]) -> None:
         self.entries = tuple(entries)
-        self._index = _indexed(self.entries)
+        self._index, self._serving = _indexed(self.entries), {}
 
     @property
     def slug(self) -> str:
@@ -97,23 +97,17 @@ class Bundle:
             layouts: how their operands lie in memory; all row-major where nothing is given.
             serving: only kernels that are right for this problem, too.
         """
-        found = {}
-        for problem, entries in self._index.get((family, precision, layouts), {}).items():
-            able = [e for e in entries if serving is None or e.signature.serves(serving)]
-            if able:
-                found[problem] = min(able, key=lambda e: e.median_ns)
-        return found
+        key = family, precision, layouts, serving
+        known = self._serving.get(key)
+        if known is None:
+            known = self._serving[key] = _fastest(self._index, key)
+        return known
 
     def beaten(
         self, family: str, precision: str, layouts: Layouts, serving: Problem
     ) -> Mapping[Problem, Entry]:
         """As `problems`: what was measured, and never taken, so that its modules are not here."""
-        found = {}
-        for problem, entries in self._beaten.get((family, precision, layouts), {}).items():
-            able = [e for e in entries if e.signature.serves(serving)]
-            if able:
-                found[problem] = min(able, key=lambda e: e.median_ns)
-        return found
+        return _fastest(self._beaten, (family, precision, layouts, serving))
 
     def layouts(self, family: str, precision: str) -> list[Layouts]:
         """What operands of this family may lie like, row-major first if that is among it."""
@@ -212,14 +206,23 @@ class Bundle:
         return [reasons[family] for family in sorted(reasons)]
 
 
-def _indexed(
-    entries: Iterable[Entry],
-) -> dict[tuple[str, str, Layouts], dict[Problem, list[Entry]]]:
-    index: dict[tuple[str, str, Layouts], dict[Problem, list[Entry]]] = {}
+def _indexed(entries: Iterable[Entry]) -> _Index:
+    index: _Index = {}
     for entry in entries:
         key = (entry.family, entry.precision, entry.signature.layouts)
         index.setdefault(key, {}).setdefault(entry.problem, []).append(entry)
     return index
+
+
+def _fastest(index: _Index, asked: _Served) -> dict[Problem, Entry]:
+    """Of the entries for each problem the fastest that serves what is asked."""
+    family, precision, layouts, serving = asked
+    found = {}
+    for problem, entries in index.get((family, precision, layouts), {}).items():
+        able = [e for e in entries if serving is None or e.signature.serves(serving)]
+        if able:
+            found[problem] = min(able, key=lambda e: e.median_ns)
+    return found
 
 
 def open_bundle(

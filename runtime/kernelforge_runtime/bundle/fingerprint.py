@@ -16,7 +16,7 @@ SLUG = re.compile(r"[a-z0-9]+([.-]+[a-z0-9]+)*")
 """Device slugs that may name a folder: no separator, nothing hidden, never `.` or `..`."""
 FEATURE = re.compile(r"[a-z][a-z0-9_]*")
 MAX_FEATURES = 64
-_NOT_KEPT = frozenset({"integer_dot"})
+_NOT_KEPT = frozenset({"integer_dot", "uniform_windows"})
 """Features that tell nothing of a device which its driver does not, asked for since bundles exist:
 one that was tuned before is tuned for the same device. Each kernel names what it needs itself."""
 _U32 = 2**32 - 1

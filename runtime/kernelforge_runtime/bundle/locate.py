@@ -13,7 +13,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from kernelforge_runtime.abi.device_info import GENERIC, DeviceInfo
-from kernelforge_runtime.bundle.bundle import MANIFEST_FILE, read_manifest
+from kernelforge_runtime.bundle.bundle import KERNELS_FILE, MANIFEST_FILE, read_manifest
 from kernelforge_runtime.bundle.fingerprint import SLUG, BundleMatch, Fingerprint
 from kernelforge_runtime.errors import BundleError
 from kernelforge_runtime.resources import tuned_search_path
@@ -73,7 +73,7 @@ def locate(
     for match in _ORDER:
         for folder, fingerprint, kind in found:
             if kind is match:
-                return Located(folder, match, _reason(device, folder, fingerprint, match))
+                return Located(folder, match, _reason(device, folder, fingerprint, match, places))
     return locate_generic(device, places)
 
 
@@ -88,12 +88,31 @@ def locate_generic(device: DeviceInfo, search: Iterable[Traversable] | None = No
         folder = place / GENERIC.slug
         fingerprint = _fingerprint(folder)
         if fingerprint is not None and fingerprint.generic:
-            reason = _reason(device, folder, fingerprint, BundleMatch.GENERIC)
+            reason = _reason(device, folder, fingerprint, BundleMatch.GENERIC, places)
             return Located(folder, BundleMatch.GENERIC, reason)
     where = ", ".join(str(p) for p in places) or "no folder at all"
     raise BundleError(
         f'no bundle for "{device.slug}" and no generic one in {where}; tune one: {_advice(device)}'
     )
+
+
+def _unusable(device: DeviceInfo, places: Iterable[Path]) -> str:
+    """What is wrong with the device's own folder, where there is one: whatever is used is not it.
+
+    Worth a word in the reason, as who reads that need not see what was logged.
+    """
+    for own in (place / device.slug for place in places):
+        try:
+            if _begun(own):
+                read_manifest(own)
+        except BundleError:
+            return f" that can be read, for {own} is damaged"
+    return ""
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is a part of a bundle, even a link to nowhere."""
+    return any(os.path.lexists(folder / name) for name in (MANIFEST_FILE, KERNELS_FILE))
 
 
 def _explicit(device: DeviceInfo, folder: Path) -> Located:
@@ -135,6 +154,8 @@ def _candidates(
 def _fingerprint(folder: Path) -> Fingerprint | None:
     """The device of the bundle in a folder; None, and a warning, where it cannot be used."""
     if not (folder / MANIFEST_FILE).exists():
+        if _begun(folder):
+            _log.warning("bundle passed over: %s holds kernels, but no manifest.json", folder)
         return None
     try:
         return read_manifest(folder).device
@@ -143,7 +164,13 @@ def _fingerprint(folder: Path) -> Fingerprint | None:
         return None
 
 
-def _reason(device: DeviceInfo, folder: Path, tuned: Fingerprint, match: BundleMatch) -> str:
+def _reason(
+    device: DeviceInfo,
+    folder: Path,
+    tuned: Fingerprint,
+    match: BundleMatch,
+    places: Iterable[Path] = (),
+) -> str:
     advice = _advice(device)
     if match is BundleMatch.EXACT:
         where = "; on which processor was not kept" if device.processor != tuned.processor else ""
@@ -156,13 +183,11 @@ def _reason(device: DeviceInfo, folder: Path, tuned: Fingerprint, match: BundleM
             f"kernels were verified there, not here: kernelforge inspect {folder} --check "
             f"--device {device.slug} verifies them. Tune it again: {advice}"
         )
+    none = f'no bundle for "{device.slug}"{_unusable(device, places)}'
     if match is BundleMatch.GENERIC:
-        return f'no bundle for "{device.slug}"; using generic (slower). Tune one: {advice}'
+        return f"{none}; using generic (slower). Tune one: {advice}"
     kind = "a similar device" if match is BundleMatch.SIMILAR_DEVICE else "another device"
-    return (
-        f'no bundle for "{device.slug}"; using the one of "{tuned.slug}", {kind} (slower). '
-        f"Tune one: {advice}"
-    )
+    return f'{none}; using the one of "{tuned.slug}", {kind} (slower). Tune one: {advice}'
 
 
 def _advice(device: DeviceInfo) -> str:

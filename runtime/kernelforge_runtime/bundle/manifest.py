@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 from kernelforge_runtime.abi.problem import Problem
@@ -51,6 +51,9 @@ _LIST_START = b'\n  "entries": [\n'
 _LIST_END = b"\n  ],\n"
 _EMPTY_LIST = b'\n  "entries": [],\n'
 _BETWEEN = b"\n    },\n    {\n"
+_SIGNATURE_START = b'\n      "signature": {\n'
+_SIGNATURE_END = b"\n      }"
+_NO_SIGNATURE = b'\n      "signature": null'
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,14 @@ class Entry:
         }
 
     @classmethod
-    def from_json(cls, data: Any) -> Entry:
-        """Reads what `to_json` wrote; a wrong form raises BundleError."""
+    def from_json(cls, data: Any, known: Signature | None = None) -> Entry:
+        """Reads what `to_json` wrote; a wrong form raises BundleError.
+
+        Args:
+            data: plain.
+            known: its signature, where that was read before; what `data` has of it is not looked
+                at.
+        """
         beaten = isinstance(data, dict) and "beaten" in data
         record(data, (*_ENTRY_KEYS, "beaten") if beaten else _ENTRY_KEYS)
         if beaten and data["beaten"] is not True:
@@ -154,7 +163,7 @@ class Entry:
         if ".." in variant:
             raise BundleError(f"variant: two dots in a row in {variant}")
         problem = problem_from_json(data["problem"])
-        signature = signature_from_json(data["signature"])
+        signature = known or signature_from_json(data["signature"])
         if not signature.serves(problem):
             raise BundleError(f"{signature.limits}, but its problem is {problem}")
         check_layouts(signature, problem)
@@ -302,9 +311,9 @@ def _frame(data: bytes, start: int, end: int) -> bytes:
 
 
 def _entries(data: bytes, start: int, end: int) -> Iterator[Entry]:
-    previous: Entry | None = None
+    previous: tuple[Any, ...] | None = None
     number = 0
-    signatures: dict[Signature, Signature] = {}  # most problems of a variant have the same one
+    signatures: dict[bytes, Signature] = {}  # most problems of a variant have the same one
     while start < end:
         stop = data.find(_BETWEEN, start, end)
         # The next item starts after the comma, at its own indent.
@@ -314,29 +323,49 @@ def _entries(data: bytes, start: int, end: int) -> Iterator[Entry]:
                 f"entries[{number}]: at most {MAX_ENTRIES} entries of {MAX_ENTRY_BYTES} bytes "
                 "are allowed"
             )
-        entry = _within(f"entries[{number}]", _entry, data[start:stop])
-        if previous is not None and entry.key <= previous.key:
+        read = partial(_entry, signatures=signatures)
+        entry = _within(f"entries[{number}]", read, data[start:stop])
+        key = entry.key
+        if previous is not None and key <= previous:
             raise BundleError(
                 f"entries[{number}]: {entry.family} {entry.precision} {entry.problem} is out of "
                 "order or there twice"
             )
-        yield replace(entry, signature=signatures.setdefault(entry.signature, entry.signature))
-        previous, start, number = entry, following, number + 1
+        yield entry
+        previous, start, number = key, following, number + 1
 
 
-def _entry(text: bytes) -> Entry:
+def _entry(text: bytes, signatures: dict[bytes, Signature]) -> Entry:
+    """An entry; its signature, half of its text, is only read where it is a new one."""
+    start = text.find(_SIGNATURE_START)
+    end = text.find(_SIGNATURE_END, start + 1)
+    if 0 < start < end:
+        end += len(_SIGNATURE_END)
+        inner, rest = text[start:end], text[:start] + _NO_SIGNATURE + text[end:]
+        _check_lines(rest, unindented=1)
+        data = decode(rest)
+        if isinstance(data, dict) and data.get("signature", 0) is None:  # else it lay deeper
+            known = signatures.get(inner)
+            if known is None:
+                _check_lines(inner)
+                known = signature_from_json(decode(b"{" + inner + b"}")["signature"])
+                signatures[inner] = known
+            return Entry.from_json(data, known)
+    _check_lines(text, unindented=1)
+    return Entry.from_json(decode(text))
+
+
+def _check_lines(text: bytes, unindented: int = 0) -> None:
     # One value per line, as the writer lays it out: a dense text would grow in memory much more.
     # No text of an entry may hold these characters, so that counting them is enough.
-    lines = text.count(b"\n")
     dense = (
         text.count(b",") != text.count(b",\n")
         or text.count(b"[") != text.count(b"[\n") + text.count(b"[]")
         or text.count(b"{") != text.count(b"{\n") + text.count(b"{}")
-        or text.count(b"\n      ") != lines - 1
+        or text.count(b"\n      ") != text.count(b"\n") - unindented
     )
     if dense:
         raise BundleError("is not laid out with one value per line and two spaces of indent")
-    return Entry.from_json(decode(text))
 
 
 def _within(where: str, read: Any, data: Any) -> Any:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from importlib.resources.abc import Traversable
@@ -20,7 +21,8 @@ from kernelforge_runtime.bundle.crossover import contenders, fastest, rounding_r
 from kernelforge_runtime.bundle.fingerprint import BundleMatch
 from kernelforge_runtime.bundle.locate import Located, locate, locate_generic
 from kernelforge_runtime.bundle.manifest import Entry
-from kernelforge_runtime.errors import BundleError, SpirvError
+from kernelforge_runtime.errors import BundleError, KernelForgeError, SpirvError
+from kernelforge_runtime.turns import taking_turns
 
 _log = logging.getLogger(__name__)
 
@@ -129,6 +131,21 @@ def _nothing(
     return f"{asked}: {has}; tune it: kernelforge tune --family {family} --problem {terms}"
 
 
+def _generic(
+    device: DeviceInfo, search: Iterable[Traversable] | None
+) -> tuple[Located, Bundle] | KernelForgeError:
+    """The generic bundle, or why it is not there.
+
+    What only its SPIR-V tells is left for later: most of it is never asked for, as what stands
+    before it has nearly all kernels.
+    """
+    try:
+        located = locate_generic(device, search)
+        return located, open_bundle(located.bundle_path, device, spirv=False)
+    except (BundleError, SpirvError) as error:
+        return error
+
+
 class KernelSet:
     """The kernels of one device: its best bundle first, the generic one behind it.
 
@@ -148,6 +165,7 @@ class KernelSet:
         self.located = located
         self.rounding = rounding
         self._selected: dict[tuple[str, str, Problem, Layouts], Selection] = {}
+        self._lost: dict[tuple[str, str, Problem, Layouts], bool] = {}
 
     @classmethod
     def open(
@@ -172,23 +190,27 @@ class KernelSet:
         search = None if search is None else tuple(search)
         located = locate(device, path, search)
         bundles = []
-        try:
-            bundles.append(open_bundle(located.bundle_path, device))
-        except (BundleError, SpirvError) as error:
-            if path is not None or located.match is BundleMatch.GENERIC:
-                raise
-            _log.warning("bundle passed over: %s", error)
-        if located.match is not BundleMatch.GENERIC:
+        with taking_turns(), ThreadPoolExecutor(1, "bundle") as pool:
+            # Its modules are hashed, which does not hold the interpreter.
+            first = pool.submit(open_bundle, located.bundle_path, device)
+            behind: tuple[Located, Bundle] | KernelForgeError | None = None
+            if located.match is not BundleMatch.GENERIC:
+                behind = _generic(device, search)
             try:
-                generic = locate_generic(device, search)
-                # Most of it is never asked for: what stands before it has nearly all kernels.
-                bundles.append(open_bundle(generic.bundle_path, device, spirv=not bundles))
+                bundles.append(first.result())
             except (BundleError, SpirvError) as error:
-                if not bundles:
+                if path is not None or located.match is BundleMatch.GENERIC:
                     raise
-                _log.info("no generic bundle: %s", error)
-            else:
-                located = located if len(bundles) > 1 else generic
+                _log.warning("bundle passed over: %s", error)
+        if isinstance(behind, KernelForgeError):
+            if not bundles:
+                raise behind
+            _log.info("no generic bundle: %s", behind)
+        elif behind is not None:
+            if not bundles:
+                located = behind[0]
+                behind[1].skip_unusable(device)
+            bundles.append(behind[1])
         return cls(bundles, located)
 
     def tell(self) -> KernelSet:
@@ -248,6 +270,12 @@ class KernelSet:
         self, family: str, precision: str, problem: Problem, layouts: Layouts = ()
     ) -> bool:
         """Whether the kernel that would be selected is not kept, because others are faster."""
+        key = (family, precision, problem, layouts)
+        if key not in self._lost:
+            self._lost[key] = self._is_beaten(*key)
+        return self._lost[key]
+
+    def _is_beaten(self, family: str, precision: str, problem: Problem, layouts: Layouts) -> bool:
         for bundle in self.bundles:
             kept = bundle.problems(family, precision, layouts, problem)
             lost = bundle.beaten(family, precision, layouts, problem)

@@ -70,6 +70,8 @@ def record(value: Any, keys: Collection[str], optional: Collection[str] = ()) ->
     """An object with exactly these keys, and perhaps the optional ones."""
     if not isinstance(value, dict):
         raise BundleError(f"expected an object, found {show(value)}")
+    if len(value) == len(keys) and value.keys() == {*keys}:
+        return value
     for key in keys:
         if key not in value:
             raise BundleError(f"key {key} is missing")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge_runtime.engine.request import Terms
-from kernelforge_runtime.errors import ModelError, TokenizerError
+from kernelforge_runtime.engine.request import Request, Terms
+from kernelforge_runtime.errors import ModelError, RequestError, TokenizerError
 from kernelforge_runtime.models import Model, Reference
 from kernelforge_runtime.models.tokens import check_tokens
 from kernelforge_runtime.state import State
@@ -21,6 +21,12 @@ from kernelforge_runtime.text.draws import SEED_BITS
 LONGEST_STOP = 1024
 """Characters of a stop string; every token's text is compared with each."""
 MOST_STOPS = 64
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Raises RequestError unless a setting of an engine is None or a whole number."""
+    if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool)):
+        raise RequestError(f"{name} is {_short(value)}, it must be a whole number")
 
 
 def check_prompt(
@@ -37,18 +43,50 @@ def check_prompt(
             raise TokenizerError(why_none)
         prompt = tokenizer.encode(prompt)
     try:
-        flags = () if isinstance(prompt, np.ndarray) else prompt
-        if any(isinstance(token, (bool, np.bool_)) for token in flags):
+        check_length(len(prompt), longest)  # before anything looks at each of them
+        if not isinstance(prompt, np.ndarray) and {bool, np.bool_} & set(map(type, prompt)):
             raise TypeError("true and false are no ids")
         ids = check_tokens(prompt, vocab)
     except (TypeError, ValueError) as error:
         raise ModelError(f"the prompt is no list of token ids: {error}") from None
-    if len(ids) > longest:
+    return ids
+
+
+def check_length(tokens: int, longest: int) -> None:
+    """Raises ModelError where a prompt is too long."""
+    if tokens > longest:
         raise ModelError(
-            f"the prompt has {len(ids)} tokens, this engine takes {longest}: "
+            f"the prompt has {tokens} tokens, this engine takes {longest}: "
             "shorten it, or run its start first and go on from that state"
         )
-    return ids
+
+
+def check_fork(
+    request: Request, max_tokens: int, model: Model | Reference, follows: bool
+) -> State | None:
+    """A copy of the state that a request's fork starts from; None where it waits without one.
+
+    Args:
+        request: that is forked.
+        max_tokens: of the fork.
+        model: that runs it.
+        follows: whether there are logits to go on from where nothing is pending.
+
+    Raises:
+        ModelError: it has none any more, nothing is left to go on with, or it is another model's.
+    """
+    name = f"request {request.id}"
+    if request.state is None and request.reason is not None:
+        raise ModelError(f"{name} has ended without its state: ask to keep it")
+    if request.reason == "stop" or not (len(request.pending) or follows):
+        raise ModelError(f"{name} has ended its text: nothing follows")
+    said = len(request.tokens)
+    if said and said >= max_tokens:
+        raise ModelError(
+            f"{name} has said {said} tokens already: max_tokens is {max_tokens}, ask for more"
+        )
+    check_tokens(request.prompt, model.config.vocab)  # it may be another engine's
+    return check_state(request.state, model) if request.state is not None else None
 
 
 def check_terms(

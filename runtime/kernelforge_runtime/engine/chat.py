@@ -102,31 +102,47 @@ class Conversation:
     def say(self, text: str) -> Iterator[str]:
         """The answer, piece by piece. Closing the iterator ends the answer where it is.
 
+        A step that gives no text gives an empty piece, so that a long prompt can be broken off too.
+
         Raises:
             RequestError: nothing was said, or it cannot be expressed in the vocabulary.
         """
+        yield from self._answered(text, self.state)
+
+    def regenerate(self) -> Iterator[str]:
+        """Another answer to the last thing said; where it fails, the one there is stays.
+
+        Raises:
+            RequestError: nothing was said since the start or since a state was loaded.
+        """
+        if self._before is None or not self.turns:
+            raise RequestError("there is no answer to give anew: say something first")
+        return self._answered(self.turns[-1][0], self._before, anew=True)
+
+    def _answered(self, text: str, start: State, anew: bool = False) -> Iterator[str]:
+        """The answer to what was said in this state, in place of the last one where `anew`."""
         text = text.strip()
         if not self.format.blank_lines:
-            text = re.sub(r"\s*\n\s*\n\s*", "\n", text)
+            text = without_blank_lines(text)
         if not text:
             raise RequestError("nothing was said: write something first")
         prompt = self.format.turn.format(text)
-        if self.state.position == 0:
+        if start.position == 0:
             prompt = self.format.opening + prompt
         sampling = self.sampling
         if sampling is not None and sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + self._answers)
         # Without a state a request may go on from a cached one.
-        fresh = self.engine.prefix_cache is not None and self.state is self._first
+        fresh = self.engine.prefix_cache is not None and start is self._first
         request = self.engine.submit(
             prompt,
             self.max_tokens,
             sampling,
             stop=self._stop,
-            state=None if fresh else self.state,
+            state=None if fresh else start,
             keep_state=True,
         )
-        self._before, self.request = self.state, request
+        self.request = request
         self._answers += 1
         answered = ""
         try:
@@ -134,24 +150,13 @@ class Conversation:
                 if self.format.opening and not answered:  # the blank behind "Assistant:"
                     piece = piece.lstrip()
                 answered += piece
-                if piece:
-                    yield piece
+                yield piece
         finally:
             self.engine.cancel(request)
             if request.reason != "error":  # a damaged state is no place to go on from
-                self.turns.append((text, answered))
-                self.state = self._settled(prompt, request)
-
-    def regenerate(self) -> Iterator[str]:
-        """Another answer to the last thing said.
-
-        Raises:
-            RequestError: nothing was said since the start or since a state was loaded.
-        """
-        if self._before is None or not self.turns:
-            raise RequestError("there is no answer to give anew: say something first")
-        self.state = self._before
-        return self.say(self.turns.pop()[0])
+                state = self._settled(prompt, request, start)
+                self.turns[len(self.turns) - anew :] = [(text, answered)]
+                self._before, self.state = start, state
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the state after the last turn."""
@@ -163,7 +168,7 @@ class Conversation:
         self.reset()
         self.state = state
 
-    def _settled(self, prompt: str, request: Request) -> State:
+    def _settled(self, prompt: str, request: Request, start: State) -> State:
         """The state after the turn and its blank line and opening, with nothing behind them."""
         engine, stop = self.engine, self.format.stop
         assert engine.tokenizer is not None
@@ -171,7 +176,7 @@ class Conversation:
         if said.endswith(stop) or not stop:
             return engine.state_of(request)
         if request.reason == "stop" and stop in said:  # the last token says more than that
-            state = self.state.clone()
+            state = start.clone()
             rest = prompt + said[: said.index(stop)] + stop
         else:
             state, rest = engine.state_of(request), stop
@@ -180,11 +185,17 @@ class Conversation:
         return state
 
 
+def without_blank_lines(text: str) -> str:
+    """Text in which a line's end stands for several and the white space around them.
+
+    In one pass, be that white space as long as it may.
+    """
+    return re.sub(r"\s+", lambda run: "\n" if run[0].count("\n") > 1 else run[0], text)
+
+
 def _pieces(engine: Engine, request: Request) -> Iterator[str]:
-    """Text of one request as it comes; others of the engine go on with it."""
+    """Text of one request as it comes, step by step; others of the engine go on with it."""
     while request.reason is None:
-        for event in engine.step():
-            if event.request is request:
-                yield event.text
+        yield "".join(event.text for event in engine.step() if event.request is request)
     if request.reason == "error":
         raise RequestError(f"the answer was broken off: {request.error}")

@@ -3,7 +3,11 @@
 Each request has a slot while it runs; requests wait in the order in which they came. A step takes
 one token of everybody who decodes and fills up with prompts. What a request gets depends on its
 own prompt, terms and seed, not on who else is served (but for rounding: another number of tokens
-may take another kernel, which sums in another order). Synchronous, for one thread.
+may take another kernel, which sums in another order).
+
+Synchronous: whoever calls `step` or `run` works. Other threads may submit, fork, cancel and save
+meanwhile, and wait for the step to end. One model, and what else runs on its device, is one
+engine's and one thread's.
 """
 
 from __future__ import annotations
@@ -12,20 +16,29 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from threading import RLock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge_runtime.engine import prefixes
-from kernelforge_runtime.engine.admission import check_prompt, check_state, check_terms
-from kernelforge_runtime.engine.packing import pack
+from kernelforge_runtime.engine.admission import (
+    check_fork,
+    check_prompt,
+    check_state,
+    check_terms,
+    check_whole,
+)
+from kernelforge_runtime.engine.mixtures import check_mixture, holds_vectors
 from kernelforge_runtime.engine.prefix_cache import PrefixCache
-from kernelforge_runtime.engine.request import Event, Reason, Request, Terms
-from kernelforge_runtime.errors import ModelError, RequestError, TokenizerError
+from kernelforge_runtime.engine.request import Event, Request, Terms
+from kernelforge_runtime.engine.stepping import Started, Stepping, alone
+from kernelforge_runtime.errors import ModelError, OutOfMemoryError, RequestError, TokenizerError
 from kernelforge_runtime.models import Model, Reference
 from kernelforge_runtime.models.device_choice import can_choose
+from kernelforge_runtime.models.inputs import Inputs, Rows
 from kernelforge_runtime.models.step_size import BUCKETS
+from kernelforge_runtime.ops.given_rows import GIVEN
 from kernelforge_runtime.state import State
 from kernelforge_runtime.text import Sampling, Tokenizer, load_tokenizer
 
@@ -33,7 +46,7 @@ LONGEST_PROMPT = 1 << 20
 """Tokens; what is longer is more likely a mistake than a text."""
 
 
-class Engine:
+class Engine(Stepping):
     """A model's slots, and the requests that have or await one.
 
     Attributes:
@@ -74,8 +87,12 @@ class Engine:
 
         Raises:
             RequestError: slots or chunk are not possible with this model.
+            OutOfMemoryError: the host has no room for the prefix cache's budget.
         """
         self.model = model
+        for name, value in (("slots", slots), ("chunk", chunk)):
+            check_whole(name, value)
+        check_whole("longest_prompt", longest_prompt)
         self.slots = slots if slots is not None else model.slots
         if chunk is None:
             chunk = max(model.needs.chunk, self.slots) if isinstance(model, Model) else max(BUCKETS)
@@ -95,6 +112,7 @@ class Engine:
         if prefix_cache is not None and not isinstance(prefix_cache, PrefixCache):
             prefix_cache = PrefixCache(prefix_cache)
         if prefix_cache is not None:
+            prefix_cache.require_room()
             prefix_cache.attach(model)
         self.prefix_cache = prefix_cache
         self._no_tokenizer = ""
@@ -107,7 +125,10 @@ class Engine:
         self.waiting: deque[Request] = deque()
         self.steps = 0
         self._events: list[Event] = []
+        self._ahead: Started | None = None
         self._numbers = 0
+        self._lock = RLock()
+        self._broken = False
 
     @property
     def is_busy(self) -> bool:
@@ -118,7 +139,7 @@ class Engine:
 
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Sequence[Any] | NDArray[Any],
         max_tokens: int = 100,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
@@ -130,7 +151,8 @@ class Engine:
         """Queues a request; it gets a slot in a later step.
 
         Args:
-            prompt: text, or token ids.
+            prompt: text, or token ids; or vectors [T, C] in place of them (see Model.forward), or a
+                list of ids, lists of ids, and arrays of vectors, [C] or [T, C].
             max_tokens: see Terms, as for what is not explained here.
             sampling: the official defaults where None; without a seed it gets one.
             stop: strings.
@@ -144,47 +166,69 @@ class Engine:
         """
         try:
             vocab, why = self.model.config.vocab, self._no_tokenizer
-            ids = check_prompt(prompt, vocab, self.tokenizer, why, self.longest_prompt)
+            rows: Rows = None
+            if holds_vectors(prompt):
+                mixture = check_mixture(prompt, self.model, self.longest_prompt)
+                ids, rows = mixture.ids, mixture.rows
+            else:
+                ids = check_prompt(prompt, vocab, self.tokenizer, why, self.longest_prompt)
             terms = self._terms(max_tokens, sampling, stop, stop_tokens)
-            start = check_state(state, self.model) if state is not None else None
-        except (ModelError, TokenizerError) as error:
+            terms = replace(terms, keep_state=keep_state, logits=logits)
+            with self._lock:  # the state may be on the device, and a step being written
+                if rows is not None:
+                    self.model.require_vectors()
+                start = check_state(state, self.model) if state is not None else None
+                shown = ids if rows is None else np.where(ids == GIVEN, np.uint32(0), ids)
+                return self._queue(shown, terms, start, (), ids, rows)
+        except (ModelError, OutOfMemoryError, TokenizerError) as error:
             raise RequestError(f"request refused: {error}") from None
-        terms = replace(terms, keep_state=keep_state, logits=logits)
-        return self._queue(ids, terms, start)
 
+    @alone
     def fork(
         self,
         request: Request,
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
-        **changes: Any,
+        keep_state: bool | None = None,
+        logits: bool | None = None,
     ) -> Request:
         """A new request that goes on from where this one is; with its seed it says the same.
 
         Args:
             request: waits, runs, or has ended and kept its state.
-            max_tokens: in all, those of `request` included; as for it where None.
-            sampling: for what comes; as for `request` where None.
-            changes: of keep_state and logits.
+            max_tokens: in all, those of `request` included; as for it where None, as the others.
+            sampling: for what comes.
+            keep_state: see submit.
+            logits: see submit.
 
         Raises:
             RequestError: its state is gone, or nothing is left to go on with.
         """
-        if request.state is None and request.reason is not None:
-            raise RequestError(f"request {request.id} has ended without its state: ask to keep it")
-        if not len(request.pending):
-            raise RequestError(f"request {request.id} has ended its text: nothing follows")
         old = request.terms
-        terms = self._terms(
-            old.max_tokens if max_tokens is None else max_tokens, sampling or old.sampling, (), ()
+        try:
+            terms = self._terms(
+                old.max_tokens if max_tokens is None else max_tokens,
+                old.sampling if sampling is None else sampling,
+                *(old.stop, [*old.stop_tokens]),
+            )
+            first = self._logits_ahead(request) if not len(request.pending) else None
+            follows = first is not None or request.first is not None
+            state = check_fork(request, terms.max_tokens, self.model, follows)
+        except (ModelError, TokenizerError) as error:
+            raise RequestError(f"fork refused: {error}") from None
+        terms = replace(
+            terms,
+            keep_state=old.keep_state if keep_state is None else keep_state,
+            logits=old.logits if logits is None else logits,
         )
-        terms = replace(old, max_tokens=terms.max_tokens, sampling=terms.sampling, **changes)
-        state = request.state.clone() if request.state is not None else None
-        made = self._queue(request.prompt, terms, state, request.tokens, request.pending)
+        how = request.tokens, request.pending, request.rows
+        made = self._queue(request.prompt, terms, state, *how)
+        made.first = first if first is not None else request.first
         made.from_start = request.from_start
-        made.parting = request.parting
+        made.parting, made.spelling = request.parting, request.spelling
         return made
 
+    @alone
     def cancel(self, request: Request) -> bool:
         """Ends a request at once, wherever it is; False where it had ended already."""
         if request.reason is not None:
@@ -195,9 +239,10 @@ class Engine:
             self.active.remove(request)
         else:
             raise RequestError(f"request {request.id} is another engine's: cancel it there")
-        self._end(request, "cancelled")
+        self._told(request.end("cancelled"))
         return True
 
+    @alone
     def state_of(self, request: Request) -> State:
         """A copy of a request's state after all of its tokens, those that are pending included.
 
@@ -207,9 +252,9 @@ class Engine:
         if request.state is None and request.reason is not None:
             raise RequestError(f"request {request.id} has ended without its state: ask to keep it")
         state = request.state.clone() if request.state is not None else self.model.new_state()
-        if len(request.pending):
-            self.model.forward([int(t) for t in request.pending], state)
-            self.model.release(state)  # it must not keep a slot from who runs
+        for piece in Inputs(request.pending, request.rows).pieces(self.chunk):
+            self.model.advance([piece.ids], [state], 0, piece.rows)
+        self.model.release(state)  # it must not keep a slot from who runs
         return state
 
     def save(self, request: Request, path: str | os.PathLike[str]) -> None:
@@ -220,6 +265,7 @@ class Engine:
         """Reads a state file of this model."""
         return self.model.load_state(path)
 
+    @alone
     def reopen(self, model: Model | Reference) -> None:
         """Goes on with the model loaded anew, after its device was lost; no request is given up.
 
@@ -239,14 +285,14 @@ class Engine:
             raise RequestError(
                 f"an engine of {self.slots} slots: this model has {model.slots}; load it with more"
             )
+        before, cache = self.model, self.prefix_cache
+        if cache is not None:
+            cache.attach(model, instead=before)
+            if (before.formats, before.activations) != (model.formats, model.activations):
+                cache.clear()  # what this one makes of the same tokens is rounded otherwise
         self.model = model
         self.on_device = self._chooses(self._asked_on_device)
-        if self.prefix_cache is not None:
-            self.prefix_cache.attach(model)
-        for request in reversed(self.active):
-            request.rewind(model.new_state())
-            self.waiting.appendleft(request)
-        self.active = []
+        self._start_again()
 
     # Steps
 
@@ -254,51 +300,6 @@ class Engine:
         """Steps until every request has ended; more may be submitted and cancelled meanwhile."""
         while self.is_busy:
             yield from self.step()
-
-    def step(self) -> list[Event]:
-        """Admits who waits, runs one step, and tells what came of it."""
-        while self.waiting and len(self.active) < self.slots:
-            request = self.waiting.popleft()
-            if request.state is None:
-                found = prefixes.begin(self.prefix_cache, request)
-                request.state = found or self.model.new_state()
-            self.active.append(request)
-        if self.active:
-            self._advance()
-        events, self._events = self._events, []
-        return events
-
-    def _advance(self) -> None:
-        cache = self.prefix_cache
-        counts = pack([prefixes.piece(cache, r) for r in self.active], self.chunk)
-        parts = list(zip(self.active, counts, strict=True))
-        # Who gets to its end comes first: only those logits are read back.
-        parts.sort(key=lambda part: part[1] < len(part[0].pending))
-        pieces = [request.pending[:count] for request, count in parts]
-        states = [request.state for request, _ in parts if request.state is not None]
-        ready = [request for request, count in parts if count == len(request.pending)]
-        choices = [r.choice() if self.on_device else None for r in ready]
-        tokens: NDArray[np.uint32] | None = None
-        logits: NDArray[np.float32] | None
-        if any(choices):
-            assert isinstance(self.model, Model)
-            tokens, logits = self.model.choose(pieces, states, choices)
-        else:
-            read = any(r.terms.max_tokens for r in ready)
-            logits = self.model.advance(pieces, states, len(ready) if read else 0)
-        self.steps += 1
-        for request, count in parts:
-            request.pending = request.pending[count:]
-        for row, request in enumerate(ready):
-            if not request.terms.max_tokens:
-                self._end(request, "length")
-            elif tokens is not None and choices[row] is not None:
-                self._tell(request.chosen(int(tokens[row])))
-            else:
-                assert logits is not None
-                self._tell(request.choose(logits[row]))
-        prefixes.keep(cache, [request for request, _ in parts], states)
-        self.active = [r for r in self.active if r.reason is None]
 
     def _chooses(self, asked: bool | None) -> bool:
         model = self.model
@@ -309,18 +310,6 @@ class Engine:
             return able and isinstance(model, Model) and model.device.info.device_type != "cpu"
         return asked
 
-    def _end(self, request: Request, reason: Reason) -> None:
-        self._tell(request.end(reason))
-
-    def _tell(self, event: Event) -> None:
-        request = event.request
-        if event.reason is not None and request.state is not None:
-            if request.terms.keep_state:
-                self.model.release(request.state)
-            else:
-                request.state = None  # its slot is free from here on
-        self._events.append(event)
-
     def _queue(
         self,
         ids: NDArray[np.uint32],
@@ -328,10 +317,11 @@ class Engine:
         state: State | None,
         tokens: Sequence[int] = (),
         pending: NDArray[np.uint32] | None = None,
+        rows: Rows = None,
     ) -> Request:
         self._numbers += 1
         request = Request(self._numbers, ids, terms, self.tokenizer, tokens)
-        request.state = state
+        request.state, request.rows = state, rows
         request.pending = ids if pending is None else pending
         request.remember()
         self.waiting.append(request)

@@ -1,4 +1,4 @@
-"""Generates text piece by piece from one prompt."""
+"""Generates text piece by piece from one prompt; a device works while a piece is made and shown."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kernelforge_runtime.models import Model, Reference
+from kernelforge_runtime.models.planned import Output
+from kernelforge_runtime.models.submitted import Flight
 from kernelforge_runtime.state import State
 from kernelforge_runtime.text import Sampler, Sampling, StreamDecoder, Tokenizer, load_tokenizer
 
@@ -77,6 +79,7 @@ def generate(
     sampler, stream = Sampler(sampling, tokenizer), StreamDecoder(tokenizer)
     counted.prompt_tokens = len(ids)
     started = time.perf_counter()
+    unseen = state is None  # nobody finds a state that is a token ahead of the text
     logits, state = model.forward(ids, state)
     token = sampler.choose(logits)
     counted.prefill_s = time.perf_counter() - started
@@ -87,13 +90,25 @@ def generate(
                 yield Piece(token, tail)
             break
         counted.tokens, counted.decode_s = count, time.perf_counter() - started
+        ahead = None
+        if unseen and count < max_tokens and isinstance(model, Model):
+            wanted: Output = "greedy" if sampling.is_greedy else "last"
+            ahead = model, model.launch([[token]], [state], wanted, 1)
         text = stream.push(token)
         if count == max_tokens:
             yield Piece(token, text + stream.flush())
             break
         yield Piece(token, text)
-        if sampling.is_greedy:
+        if ahead is not None:
+            token = _landed(*ahead, sampler)
+        elif sampling.is_greedy:
             token = model.greedy(token, state)
         else:
             logits, state = model.forward([token], state)
             token = sampler.choose(logits)
+
+
+def _landed(model: Model, flight: Flight, sampler: Sampler) -> int:
+    """The token that a step gives which was submitted before."""
+    tokens = model.tokens_of(flight)
+    return int(tokens[0]) if tokens is not None else sampler.choose(model.logits_of(flight)[0])

@@ -16,20 +16,30 @@ another number of tokens and so another kernel.
 
 from __future__ import annotations
 
+import secrets
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from kernelforge_runtime.engine.spelling import DIGEST_BYTES, Spelling, spell
 from kernelforge_runtime.engine.token_trie import NODE_BYTES, Node, Tokens, TokenTrie
-from kernelforge_runtime.errors import RequestError
+from kernelforge_runtime.errors import OutOfMemoryError, RequestError
+from kernelforge_runtime.host_memory import available_bytes
+from kernelforge_runtime.models.inputs import Rows
 from kernelforge_runtime.models.step_size import BUCKETS
 from kernelforge_runtime.state import State
 
 SHORTEST = 8
 """Tokens: for fewer, a state is not worth its room."""
+
+
+def _none(count: int) -> bytes:
+    """Of a prompt without vectors."""
+    return b""
 
 
 @dataclass
@@ -51,6 +61,16 @@ class PrefixStatistics:
     reused_tokens: int = 0
     kept: int = 0
     evicted: int = 0
+
+
+@dataclass(eq=False)
+class Trail:
+    """Where a sequence was kept last, so that it is not walked from its start when it has grown.
+
+    Else a prompt of 100,000 tokens is walked 400 times.
+    """
+
+    node: Node[State] | None = None
 
 
 class PrefixCache:
@@ -83,6 +103,9 @@ class PrefixCache:
         self._trie: TokenTrie[State] = TokenTrie()
         self._used: OrderedDict[Node[State], int] = OrderedDict()
         """Every node that has a state, and the state's bytes; what was used last is at the end."""
+        self._proofs: dict[Node[State], bytes] = {}
+        """Of the states that vectors led to: what those are known by."""
+        self._key = secrets.token_bytes(DIGEST_BYTES)
         self._states_nbytes = 0
         self._model: weakref.ref[Any] | None = None
 
@@ -108,26 +131,50 @@ class PrefixCache:
         sizes = {"budget": self.budget, "nbytes": self.nbytes, "states": len(self)}
         return {**sizes, **asdict(self.statistics)}
 
-    def attach(self, model: object) -> None:
+    def attach(self, model: object, instead: object = None) -> None:
         """Says whose states these are; several engines of one model may share a cache.
+
+        Args:
+            model: whose.
+            instead: of this one, which was loaded from the same file, and as this one.
 
         Raises:
             RequestError: they are another model's already.
         """
-        if self._model is not None and self._model() is not model:
+        held = self._model() if self._model is not None else model
+        if held is not model and (instead is None or held is not instead):
             raise RequestError("this prefix cache holds states of another model: make a new one")
         self._model = weakref.ref(model)
 
-    def longest(self, prompt: Tokens) -> State | None:
+    def require_room(self) -> None:
+        """Raises OutOfMemoryError where the host cannot give what the budget still allows."""
+        left, wanted = available_bytes(), self.budget - self.nbytes
+        if left is not None and wanted > left:
+            raise OutOfMemoryError(
+                f"prefix cache: its budget is {self.budget:,} bytes, of which {wanted:,} are not "
+                f"taken yet, and the host has {left:,}: give it a smaller one"
+            )
+
+    def spell(self, ids: Tokens, rows: Rows) -> Spelling:
+        """How this cache knows a prompt: its ids, GIVEN where a vector stands, and the vectors."""
+        return spell(ids, rows, self._key)
+
+    def longest(self, prompt: Tokens, proof: Callable[[int], bytes] = _none) -> State | None:
         """A copy of the state after the longest beginning that is kept; None where none is.
 
         Its position is that beginning's length, which is less than the prompt's.
+
+        Args:
+            prompt: as it is spelled.
+            proof: what the vectors in a beginning of this length are known by.
         """
         self.statistics.prompts += 1
         self.statistics.prompt_tokens += len(prompt)
         path, _ = self._trie.walk(prompt)
         for node in reversed(path):
-            if node.kept is not None and node.length < len(prompt):
+            if node.kept is None or node.length >= len(prompt):
+                continue
+            if self._proofs.get(node, b"") == proof(node.length):
                 self._used.move_to_end(node)
                 node.hits += 1
                 self.statistics.hits += 1
@@ -141,17 +188,30 @@ class PrefixCache:
         known = min(known, len(prompt) - 1)
         return known if known >= SHORTEST else 0
 
-    def keep(self, tokens: Tokens, state: State) -> bool:
+    def keep(
+        self, tokens: Tokens, state: State, proof: bytes = b"", trail: Trail | None = None
+    ) -> bool:
         """Keeps a copy of the state after these tokens; whether it is kept.
 
         It is not where it does not fit the budget, or is not finite: that of a damaged model.
+
+        Args:
+            tokens: as they are spelled.
+            state: after them.
+            proof: what the vectors among them are known by.
+            trail: of this sequence, which grows.
         """
+        trail = trail if trail is not None else Trail()
         if len(tokens) < SHORTEST or self._over(len(tokens), state.nbytes):
             return False
-        path = self._trie.walk(tokens)[0]
-        node = path[-1] if path else None
+        start = self._start(trail, tokens)
+        path = self._trie.walk(tokens, start)[0]
+        node = path[-1] if path else start
         if node is not None and node.kept is not None and node.length == len(tokens):
+            if self._proofs.get(node, b"") != proof:  # other vectors, spelled alike by chance
+                return False
             self._used.move_to_end(node)
+            trail.node = node
             return True
         if any(a.dtype != np.uint32 and not np.isfinite(a).all() for a in state.arrays.values()):
             return False
@@ -160,9 +220,11 @@ class PrefixCache:
             return False
         while self.nbytes + nbytes + _most(len(tokens)) > self.budget:
             self._evict()
-        node = self._trie.place(tokens)
+        node = trail.node = self._trie.place(tokens, self._start(trail, tokens))
         node.kept = state.clone()
         self._used[node] = nbytes
+        if proof:
+            self._proofs[node] = proof
         self._states_nbytes += nbytes
         self.statistics.kept += 1
         return True
@@ -172,20 +234,33 @@ class PrefixCache:
         path = self._trie.walk(tokens)[0]
         node = path[-1] if path else self._trie.root
         if node in self._used and node.length == len(tokens) and not node.hits:
-            self._states_nbytes -= self._used.pop(node)
-            self._trie.prune(node)
+            self._let_go(node, self._used.pop(node))
 
     def clear(self) -> None:
         """Lets go of everything; the statistics stay."""
         self._trie, self._used, self._states_nbytes = TokenTrie(), OrderedDict(), 0
+        self._proofs.clear()
+
+    def _start(self, trail: Trail, tokens: Tokens) -> Node[State] | None:
+        """Where a walk may begin: what is kept no more may be out of the trie.
+
+        A sequence that is run again, after an interrupt for one, is shorter than it was.
+        """
+        node = trail.node
+        known = node is not None and node in self._used and node.length <= len(tokens)
+        return node if known else None
 
     def _over(self, tokens: int, nbytes: int) -> bool:
         return nbytes + _most(tokens) > self.budget
 
     def _evict(self) -> None:
         node, nbytes = self._used.popitem(last=False)
-        self._states_nbytes -= nbytes
         self.statistics.evicted += 1
+        self._let_go(node, nbytes)
+
+    def _let_go(self, node: Node[State], nbytes: int) -> None:
+        self._states_nbytes -= nbytes
+        self._proofs.pop(node, None)
         self._trie.prune(node)
 
 

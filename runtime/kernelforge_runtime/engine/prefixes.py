@@ -22,10 +22,11 @@ def begin(cache: PrefixCache | None, request: Request) -> State | None:
     request.from_start = True
     if cache is None:
         return None
-    state = cache.longest(request.prompt)
+    spelling = request.spelling = cache.spell(request.pending, request.rows)
+    state = cache.longest(spelling.tokens, spelling.proof)
     done = state.position if state is not None else 0
-    request.pending = request.prompt[done:]
-    parting = cache.parting(request.prompt)
+    request.take(done)
+    parting = cache.parting(spelling.tokens)
     request.parting = parting if parting > done else 0
     return state
 
@@ -53,14 +54,17 @@ def keep(cache: PrefixCache | None, requests: Sequence[Request], states: Sequenc
     if cache is None:
         return
     for request, state in zip(requests, states, strict=True):
-        if not request.from_start or request.reason == "error":
+        spelling = request.spelling
+        if spelling is None or not request.from_start or request.reason == "error":
             continue
         at, prompt = state.position, len(request.prompt)
         inside = at < prompt and (at % cache.every == 0 or at == request.parting)
         if inside or at == prompt or request.reason in ENDED:
             answer = np.array(request.tokens[: max(at - prompt, 0)], np.uint32)
-            tokens = np.concatenate([request.prompt[:at], answer])
+            tokens = spelling.tokens[:at]
+            if len(answer):
+                tokens = np.concatenate([tokens, answer])
             if len(tokens) != at:  # somebody has moved the state on
                 continue
-            if cache.keep(tokens, state) and at > prompt:
-                cache.forget(request.prompt)
+            if cache.keep(tokens, state, spelling.proof(at), request.trail) and at > prompt:
+                cache.forget(spelling.tokens)

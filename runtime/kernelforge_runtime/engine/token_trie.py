@@ -47,9 +47,14 @@ class TokenTrie(Generic[T]):
         self.root: Node[T] = Node(np.empty(0, np.uint32), None, 0)
         self.nbytes = 0
 
-    def walk(self, tokens: Tokens) -> tuple[list[Node[T]], int]:
-        """The nodes along a sequence, as far as it is known, and how many tokens of it are."""
-        node, path = self.root, list[Node[T]]()
+    def walk(self, tokens: Tokens, start: Node[T] | None = None) -> tuple[list[Node[T]], int]:
+        """The nodes along a sequence, as far as it is known, and how many tokens of it are.
+
+        Args:
+            tokens: the sequence.
+            start: a node on its way, from which on they are wanted; the root where None.
+        """
+        node, path = start or self.root, list[Node[T]]()
         while node.length < len(tokens):
             child = node.children.get(int(tokens[node.length]))
             if child is None:
@@ -61,10 +66,10 @@ class TokenTrie(Generic[T]):
             path.append(node)
         return path, node.length
 
-    def place(self, tokens: Tokens) -> Node[T]:
+    def place(self, tokens: Tokens, start: Node[T] | None = None) -> Node[T]:
         """The node at the end of a sequence of at least one token; made if there is none."""
-        path, known = self.walk(tokens)
-        node = path[-1] if path else self.root
+        path, known = self.walk(tokens, start)
+        node = path[-1] if path else start or self.root
         if node.length < known:
             node = self._split(node.children[int(tokens[node.length])], known)
         if node.length < len(tokens):

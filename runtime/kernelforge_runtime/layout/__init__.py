@@ -14,6 +14,6 @@ first; `/` divides an axis' index, `%` takes what the division leaves:
 
 from kernelforge_runtime.layout.digits import LayoutError, Mode
 from kernelforge_runtime.layout.layout import Layout
-from kernelforge_runtime.layout.transform import transform
+from kernelforge_runtime.layout.transform import Moves, transform
 
-__all__ = ["Layout", "LayoutError", "Mode", "transform"]
+__all__ = ["Layout", "LayoutError", "Mode", "Moves", "transform"]

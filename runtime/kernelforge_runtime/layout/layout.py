@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,7 @@ class Layout:
         Raises:
             LayoutError: the name has a wrong form, or does not count each axis exactly once.
         """
-        return cls._nested(tuple(sizes.values()), read_name(name, sizes))
+        return _named(name, tuple(sizes.items()))
 
     @classmethod
     def parse(cls, text: str) -> Layout:
@@ -355,3 +356,10 @@ class Layout:
                 raise LayoutError(f"{self}: axis {axis} has padding that a row-major index lacks")
             digits += [*rest[::-1], Mode(outer if axis else first.extent, first.stride)]
         return [m for m in digits[:-1] if m.extent > 1] + digits[-1:]
+
+
+@lru_cache(maxsize=512)
+def _named(name: str, sizes: tuple[tuple[str, int], ...]) -> Layout:
+    """Layout.from_name; kept, as a model's matrices have few shapes and bundles few layouts."""
+    known = dict(sizes)
+    return Layout._nested(tuple(known.values()), read_name(name, known))

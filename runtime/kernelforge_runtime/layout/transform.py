@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,31 +35,82 @@ def transform(array: NDArray[Any], source: Layout, target: Layout, fill: float =
     Raises:
         LayoutError: the shapes differ, the array is too small, or elements would collide.
     """
-    if source.shape != target.shape:
-        raise LayoutError(f"a tensor {source.shape} cannot take the layout of {target.shape}")
-    if array.size < source.cosize:
-        raise LayoutError(f"{array.size} elements; the layout reaches {source.cosize}")
-    if not target.is_injective():
-        raise LayoutError(f"{target}: several elements share a place")
     memory = np.ascontiguousarray(array).reshape(-1)
+    moves = Moves(source, target, memory.itemsize)
+    if memory.size < source.cosize:
+        raise LayoutError(f"{memory.size} elements; the layout reaches {source.cosize}")
     out = np.full(target.cosize, fill, memory.dtype)
-    runs = [
-        _common_runs(size, s, t)
-        for size, s, t in zip(source.shape, source.axes, target.axes, strict=True)
-    ]
-    if not all(runs):
-        _gather(memory, source, out, target)
-        return out
-    for combination in itertools.product(*runs):
-        digits = [digit for run in combination for digit in run.digits]
-        extents = tuple(extent for extent, _, _ in digits)
-        views = []
-        for which, data in ((0, memory), (1, out)):
-            start = sum(run.starts[which] for run in combination)
-            strides = tuple(digit[1 + which] * memory.itemsize for digit in digits)
-            views.append(np.lib.stride_tricks.as_strided(data[start:], extents, strides))
-        views[1][...] = views[0]
+    moves.run(memory, out)
     return out
+
+
+class Moves:
+    """How a tensor gets from one layout to another: worked out once for all that are alike.
+
+    Elements that are neighbours in both layouts go in one piece of up to 16 bytes.
+    """
+
+    def __init__(self, source: Layout, target: Layout, itemsize: int) -> None:
+        """Finds the moves.
+
+        Args:
+            source: where elements are.
+            target: where they go.
+            itemsize: bytes of an element.
+
+        Raises:
+            LayoutError: the shapes differ, or elements would collide.
+        """
+        if source.shape != target.shape:
+            raise LayoutError(f"a tensor {source.shape} cannot take the layout of {target.shape}")
+        if not target.is_injective():
+            raise LayoutError(f"{target}: several elements share a place")
+        self._layouts = source, target
+        runs = [
+            _common_runs(size, s, t)
+            for size, s, t in zip(source.shape, source.axes, target.axes, strict=True)
+        ]
+        self._views: list[_Views] | None = None
+        if all(runs):
+            self._views = [_views(found, itemsize) for found in itertools.product(*runs)]
+
+    def run(self, memory: NDArray[Any], out: NDArray[Any]) -> None:
+        """Moves the elements of a tensor; what no element goes to is left as it is.
+
+        Args:
+            memory: of the source, one contiguous axis.
+            out: of the target, one contiguous axis of the same element type.
+        """
+        if self._views is None:
+            _gather(memory, self._layouts[0], out, self._layouts[1])
+            return
+        for shape, kind, (start, strides), (to_start, to_strides) in self._views:
+            moved = np.ndarray(shape, kind, memory.data, start, strides)
+            np.ndarray(shape, kind, out.data, to_start, to_strides)[...] = moved
+
+
+_Views = tuple[tuple[int, ...], str, tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...]]]
+"""Shape, element type, and of either memory the first byte and the strides in bytes."""
+_WIDE: Final = {16: "c16", 8: "u8", 4: "u4", 2: "u2", 1: "u1"}
+"""Types of so many bytes that NumPy copies as they are."""
+
+
+def _views(runs: Sequence[_Run], itemsize: int) -> _Views:
+    """Both memories as arrays of one shape, of elements as wide as they can be."""
+    digits = [digit for run in runs for digit in run.digits if digit[0] > 1]
+    starts = [sum(run.starts[which] for run in runs) * itemsize for which in (0, 1)]
+    shape = [extent for extent, _, _ in digits]
+    strides = [[digit[which] * itemsize for digit in digits] for which in (1, 2)]
+    width = itemsize
+    inner = next((i for i, digit in enumerate(digits) if digit[1:] == (1, 1)), None)
+    if inner is not None:
+        others = [s for side in strides for i, s in enumerate(side) if i != inner]
+        common = math.gcd(16, shape[inner] * itemsize, *starts, *others)
+        if common > itemsize and common % itemsize == 0:
+            width, shape[inner] = common, shape[inner] * itemsize // common
+            strides[0][inner] = strides[1][inner] = width
+    sides = [(start, tuple(side)) for start, side in zip(starts, strides, strict=True)]
+    return tuple(shape), _WIDE.get(width, f"V{width}"), sides[0], sides[1]
 
 
 class _Run(NamedTuple):

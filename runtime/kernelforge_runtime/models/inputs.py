@@ -1,8 +1,8 @@
-"""What a run is given: tokens, or vectors in their place; both are checked before they run."""
+"""What a run is given: tokens, and vectors among them; both are checked before they run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,11 @@ from kernelforge_runtime.dtypes import F16, DType
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models.base import ModelConfig
 from kernelforge_runtime.models.tokens import check_tokens
+from kernelforge_runtime.ops.given_rows import GIVEN
+from kernelforge_runtime.state import State
+
+Rows = NDArray[np.float32] | None
+"""Vectors [n, C]; None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,9 @@ class Inputs:
     """A sequence to run.
 
     Attributes:
-        ids: uint32 [T]; zeros where there are vectors.
-        rows: float32 [T, C]: what stands for the embedding's rows; None where there are tokens.
+        ids: uint32 [T]; GIVEN where a vector stands.
+        rows: float32 [n, C], the vectors in their order: each stands for a row of the embedding.
+            None where there are none.
     """
 
     ids: NDArray[np.uint32]
@@ -30,10 +36,21 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def piece(self, start: int, count: int) -> Inputs:
-        """Some of it."""
-        rows = self.rows[start : start + count] if self.rows is not None else None
-        return Inputs(self.ids[start : start + count], rows)
+    def pieces(self, size: int) -> Iterator[Inputs]:
+        """All of it, so many tokens and vectors at most at a time."""
+        rows = self.rows
+        for start in range(0, len(self), size):
+            ids = self.ids[start : start + size]
+            first, rows = taken(ids, rows)
+            yield Inputs(ids, first)
+
+
+def taken(ids: NDArray[np.uint32], rows: Rows) -> tuple[Rows, Rows]:
+    """(the vectors that stand among these ids, those behind them)."""
+    if rows is None:
+        return None, None
+    count = int(np.count_nonzero(ids == GIVEN))
+    return rows[:count] if count else None, rows[count:] if count < len(rows) else None
 
 
 def check_inputs(
@@ -69,4 +86,40 @@ def check_inputs(
             f"vector {where} of {len(rows)} holds a value that is not finite in {activations}: "
             "nothing was run"
         )
-    return Inputs(np.zeros(len(rows), np.uint32), rows)
+    return Inputs(np.full(len(rows), GIVEN, np.uint32), rows)
+
+
+def check_batch(
+    tokens: Sequence[Sequence[int]],
+    states: Sequence[State | None] | None,
+    config: ModelConfig,
+    model: str,
+    fresh: Callable[[], State],
+) -> tuple[list[NDArray[np.uint32]], list[State]]:
+    """Several sequences and their states, all of them checked before the first one runs.
+
+    Args:
+        tokens: ids of each sequence.
+        states: one each; None starts anew, as None among them does.
+        config: of the model that runs them.
+        model: its hash.
+        fresh: gives its first state.
+
+    Raises:
+        ModelError: one cannot be run, a state is another model's, or is given twice.
+    """
+    try:
+        ids = [check_tokens(each, config.vocab) for each in tokens]
+        given = [None] * len(ids) if states is None else [*states]
+    except TypeError as error:
+        raise ModelError(
+            f"a batch is a list of lists of token ids, and a list of states: {error}"
+        ) from None
+    if len(given) != len(ids):
+        raise ModelError(f"{len(ids)} sequences were given {len(given)} states")
+    kept = [state if state is not None else fresh() for state in given]
+    if len({id(state) for state in kept}) != len(kept):
+        raise ModelError("a state was given for two sequences: clone it")
+    for state in kept:
+        state.check(config.version, config.states, model)
+    return ids, kept

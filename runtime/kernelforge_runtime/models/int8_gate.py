@@ -36,7 +36,7 @@ def refuse_misfits(checkpoint: Checkpoint, weights: str | None, quant: str | Non
         ModelError: none of its weights are q8, or signs decide in it.
     """
     config = recognise(checkpoint).read_config(checkpoint)
-    formats = formats_of(config, weights, quant)
+    formats = formats_of(config, weights, quant, file=checkpoint)
     if Q8 not in formats.asked:
         raise ModelError(
             f"int8 dot products are of q8 weights, found {formats}: ask for q8 weights"

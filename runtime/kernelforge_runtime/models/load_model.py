@@ -27,6 +27,8 @@ def load_model(
     quant: str | None = None,
     adapters: Iterable[Adapter | str | os.PathLike[str]] = (),
     chunk: int = max(BUCKETS),
+    hooks: bool = False,
+    prefix_cache: int = 0,
 ) -> Model:
     """Loads a model onto a device.
 
@@ -36,7 +38,7 @@ def load_model(
         bundle: kernels; the best bundle for the device where None.
         weights: "f32", "bf16" (lossless for released checkpoints), "f16", "q8" or "nf4" (see
             `quantize`); where None f16, but f32 for models with ROSA, which read signs, and a
-            quantised file's own.
+            converted file's own.
         activations: "f32", or "f16": half the memory traffic of a prompt, less precise.
         slots: sequences that one step can advance; see Model.forward_batch.
         progress: called after each matrix and table that was packed and uploaded.
@@ -47,14 +49,18 @@ def load_model(
         adapters: LoRA, PiSSA and DiSHA files, merged into the weights in this order; see
             weights.adapters.
         chunk: tokens of a step that there must be memory for; a longer prompt goes in pieces.
+        hooks: whether there must be memory for steps that are looked at (`hidden`) and for vectors
+            in place of tokens, too; without, they run as far as there is.
+        prefix_cache: bytes that an engine's prefix cache is to have on the host, which must be
+            there; on a device that shares the host's memory beside all else.
 
     Raises:
         ModelError: the file cannot be read, is no model of a known version, does not fit f16, or
             does not pass what int8_dot asks; or an adapter is not one of this model.
         BundleError: there are no kernels for it.
-        OutOfMemoryError: it does not fit the device: said before anything is loaded.
+        OutOfMemoryError: it does not fit the device or the host: said before anything is loaded.
     """
-    how = weights, activations, slots, progress, quant, chunk
+    how = weights, activations, slots, progress, quant, chunk, hooks, prefix_cache
     with open_model(path, adapters) as checkpoint:
         kernels = bundle if bundle is not None else KernelSet.open(device.info).tell()
         if int8_dot is None:

@@ -35,15 +35,25 @@ class PlannedSteps:
         size = StepSize(tokens, sequences, single=tokens == sequences)
         return self._write(size, output)[0].calls
 
-    def problems(self, tokens: Sequence[int] = (1, 256)) -> list[tuple[str, str, Problem, int]]:
+    def problems(
+        self, tokens: Sequence[int] = (1, 256), slots: Sequence[int] = ()
+    ) -> list[tuple[str, str, Problem, int]]:
         """(family, precision, problem, calls) of the steps of these sizes, without repeats.
 
         Kernels that could take the place of others count too: which is faster is to be measured.
+
+        Args:
+            tokens: of one sequence in a step; 1 is decoding, with the choice of the next token.
+            slots: sequences that decode together, a token each. The head multiplies all of them.
         """
+        sizes: list[tuple[StepSize, Output]] = [
+            (StepSize(count, 1, single=count == 1), "greedy" if count == 1 else "last")
+            for count in tokens
+        ]
+        sizes += [(StepSize(count, count, single=True), "last") for count in slots]
         found: dict[tuple[str, str, Problem], int] = {}
-        for count in tokens:
-            size = StepSize(count, 1, single=count == 1)
-            builder, _ = self._write(size, "greedy" if count == 1 else "last")
+        for size, output in sizes:
+            builder, _ = self._write(size, output)
             wanted = list(builder.forgone)
             for call in builder.calls:
                 entry = call.selection.entry

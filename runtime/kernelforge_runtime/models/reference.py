@@ -11,11 +11,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from kernelforge_runtime.models.base import ModelConfig
 from kernelforge_runtime.models.formats import activation_format, formats_of
-from kernelforge_runtime.models.inputs import Inputs, check_inputs
+from kernelforge_runtime.models.inputs import Inputs, Rows, check_batch, check_inputs, taken
 from kernelforge_runtime.models.registry import recognise
 from kernelforge_runtime.models.tuned_state import read_state_file, read_tuned_state
 from kernelforge_runtime.ops import NumpyOps
-from kernelforge_runtime.ops.observation import Observer, places
+from kernelforge_runtime.ops.observation import Mark, Observer, Place, places
 from kernelforge_runtime.state import State
 from kernelforge_runtime.weights import Checkpoint
 from kernelforge_runtime.weights.adapters import Adapter, open_model
@@ -50,13 +50,14 @@ class Reference:
     ) -> None:
         self._file = recognise(checkpoint)
         self.config: ModelConfig = self._file.read_config(checkpoint)
-        self.formats = formats_of(self.config, weights, quant, "f32")
+        self.formats = formats_of(self.config, weights, quant, "f32", checkpoint)
         self.weights = self.formats.usual
         self.activations = activation_format(activations, self.config)
         self._ops = NumpyOps(dtype, self.formats, self.activations, threads)
         self._weights = self._file.load(self._ops, checkpoint, self.config)
         self._tuned = read_tuned_state(checkpoint, self.config)
         self.hash = model_hash(checkpoint)
+        self._takes_vectors = False
 
     def new_state(self) -> State:
         """The state before the first token: zeros, or what the file was tuned to."""
@@ -96,49 +97,86 @@ class Reference:
                 the observer wants what is not there.
         """
         given = check_inputs(tokens, vectors, self.config, self.activations)
+        return self._run(given, state, full_output, hidden)
+
+    def _run(
+        self,
+        given: Inputs,
+        state: State | None,
+        full_output: bool = False,
+        hidden: Observer | None = None,
+    ) -> tuple[NDArray[np.float32], State]:
         if hidden is not None:
             hidden.begin(self.config.layers, self.config.version)
         state = state if state is not None else self.new_state()
         state.check(self.config.version, self.config.states, self.hash)
-        outputs = []
-        for start in range(0, len(given), CHUNK):
-            piece = given.piece(start, CHUNK)
+        state.move_out()  # of a device's model that may hold it
+        outputs: list[NDArray[np.float32]] = []
+        for piece in given.pieces(CHUNK):
             state.reserve(self.config.states, len(piece))
             self._ops.tokens, self._ops.state = piece.ids, state.arrays
             self._ops.position = state.position
-            logits = self._step(piece, full_output, hidden)
+            logits, seen = self._step(piece, full_output, hidden is not None)
             state.position += len(piece)
+            for place, mark in seen:  # once the state is whole: the observer may fail
+                if hidden is not None and hidden.wants(place):
+                    hidden.see(place, np.array(mark.x * mark.scale, np.float32))
+            if not full_output:  # a long prompt's last one is all that is asked for
+                outputs.clear()
             outputs.append(logits[:, : self.config.vocab])
         if full_output:
             return np.concatenate(outputs).astype(np.float32), state
         return outputs[-1][-1].astype(np.float32), state
 
-    def _step(self, piece: Inputs, full_output: bool, hidden: Observer | None) -> NDArray[Any]:
-        """One step over the op set's tokens, or over vectors in their place."""
+    def require_vectors(self) -> None:
+        """Raises ModelError where this version reads more of a token than its embedding."""
+        if not self._takes_vectors:
+            self.forward(vectors=np.zeros((1, self.config.width), np.float32))
+        self._takes_vectors = True
+
+    def _step(
+        self, piece: Inputs, full_output: bool, looked: bool
+    ) -> tuple[NDArray[Any], list[tuple[Place, Mark]]]:
+        """One step over the op set's tokens and vectors: its logits, and what can be seen."""
         ops = self._ops
-        ops.given, ops.marks = piece.rows, [] if hidden is not None else None
+        ops.given, ops.marks = piece.rows, [] if looked else None
         try:
             logits: NDArray[Any] = self._file.step(ops, self._weights, full_output)
-            for place, mark in zip(places(ops.marks or []), ops.marks or [], strict=True):
-                if hidden is not None and hidden.wants(place):
-                    hidden.see(place, np.array(mark.x * mark.scale, np.float32))
+            marks = ops.marks or []
         finally:
             ops.given = ops.marks = None
-        return logits
+        return logits, list(zip(places(marks), marks, strict=True))
 
     def forward_batch(
         self, tokens: Sequence[Sequence[int]], states: Sequence[State | None] | None = None
     ) -> tuple[NDArray[np.float32], list[State]]:
-        """Runs several sequences of unlike length, one after the other: (logits [B, V], states)."""
-        given = list(states) if states is not None else [None] * len(tokens)
-        found = [self.forward(t, s) for t, s in zip(tokens, given, strict=True)]
-        return np.stack([logits for logits, _ in found]), [state for _, state in found]
+        """Runs several sequences of unlike length, one after the other: (logits [B, V], states).
+
+        Raises:
+            ModelError: as by Model.forward_batch.
+        """
+        ids, kept = check_batch(tokens, states, self.config, self.hash, self.new_state)
+        return self.advance(ids, kept, len(ids)), kept
 
     def advance(
-        self, pieces: Sequence[NDArray[np.uint32]], states: Sequence[State], outputs: int
+        self,
+        pieces: Sequence[NDArray[np.uint32]],
+        states: Sequence[State],
+        outputs: int,
+        rows: Rows = None,
     ) -> NDArray[np.float32]:
-        """A piece of every sequence; logits [outputs, V] of the first ones' last tokens."""
-        found = [self.forward(p.tolist(), s)[0] for p, s in zip(pieces, states, strict=True)]
+        """A piece of every sequence; logits [outputs, V] of the first ones' last tokens.
+
+        Args:
+            pieces: checked ids.
+            states: one each.
+            outputs: whose logits are wanted.
+            rows: the vectors that stand among the pieces, in their order; see Inputs.
+        """
+        found = []
+        for piece, state in zip(pieces, states, strict=True):
+            own, rows = taken(piece, rows)
+            found.append(self._run(Inputs(piece, own), state)[0])
         return np.array(found[:outputs], np.float32).reshape(outputs, self.config.vocab)
 
     def greedy(self, token: int, state: State) -> int:
@@ -177,7 +215,7 @@ def load_reference(
         path: a .pth or .safetensors checkpoint.
         dtype: what is computed in: float32, or float64 as an oracle.
         weights: format that the weights are rounded to first: "f32", "f16" or "bf16"; or "q8" or
-            "nf4", in which matrices are kept in memory. Where None f32, and a quantised file's own.
+            "nf4", in which matrices are kept in memory. Where None f32, and a converted file's own.
         activations: "f16" rounds the residual stream and the inputs of products to float16.
         threads: for products with quantised matrices; as many as there are cores where None.
         quant: formats of parts of the model, such as "0-11:q8,head:f16"; see `weight_formats`.

@@ -7,7 +7,7 @@ their values.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ class ResidentStates:
 
     Attributes:
         slots: sequences that fit at once.
+        watched: whether a step stands still while an observer looks at it.
+        settle: waits for what was submitted, before values are read.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class ResidentStates:
             raise ModelError(f"{slots} slots: a model has 1 to {max(BUCKETS)}")
         self.device, self.config, self.slots = device, config, slots
         self._model = model
+        self.watched = False
         self._kept = kept
+        self.settle: Callable[[], None] = _at_rest
         self._capacity = FIRST_TOKENS
         self._held: list[weakref.ref[State] | None] = [None] * slots
         for name, spec in config.states.items():
@@ -53,20 +57,35 @@ class ResidentStates:
         return DeviceState(self.device, name, spec.entries, self.slots, shape, spec.dtype)
 
     def state_in(self, slot: int) -> State | None:
-        """Whose values are in a slot."""
+        """Whose values are in a slot; not whose were, that another model or the host has now."""
         held = self._held[slot]
-        return held() if held is not None else None
+        state = held() if held is not None else None
+        return state if state is not None and state.lives_in(self, slot) else None
 
     def read_state(self, slot: int = 0) -> dict[str, NDArray[Any]]:
         """A slot's values."""
+        self.settle()
         return {name: kept.read(slot) for name, kept in self._kept.items()}
+
+    def require_open(self) -> None:
+        """Raises ModelError once the buffers are gone: to write to them would be a crash."""
+        if not self._kept or self.device.handle is None:
+            what = "model" if self.device.handle is not None else "model's device"
+            raise ModelError(f"this {what} was closed: load the model again")
 
     def place(self, states: Sequence[State], counts: Sequence[int]) -> tuple[list[int], bool]:
         """Makes states resident, with room for so many tokens more each.
 
         Returns:
             The slot of each, and whether device memory was replaced.
+
+        Raises:
+            ModelError: the model or its device is closed, an observer asks in the middle of a step,
+                or a state is another model's.
         """
+        self.require_open()
+        if self.watched:
+            raise ModelError("an observer cannot run the model that it looks at: run it afterwards")
         if len(states) == 1 and self.state_in(0) is states[0] and not self._grows:
             return [0], False
         moved = self._reserve(max(s.position + n for s, n in zip(states, counts, strict=True)))
@@ -83,12 +102,24 @@ class ResidentStates:
             found.append(slot)
         return found, moved
 
+    def slots_of(self, states: Sequence[State], counts: Sequence[int]) -> list[int] | None:
+        """Where states are; None where one is elsewhere, or has no room for so many tokens more."""
+        if self._grows and any(
+            s.position + n > self._capacity for s, n in zip(states, counts, strict=True)
+        ):
+            return None
+        slots = {id(self.state_in(slot)): slot for slot in range(self.slots)}
+        found = [slots.get(id(state)) for state in states]
+        known = [slot for slot in found if slot is not None]
+        return known if len(known) == len(found) else None
+
     @property
     def _grows(self) -> bool:
         return any(spec.symbols_per_word for spec in self.config.states.values())
 
     def _move_in(self, state: State, slot: int) -> None:
         state.check(self.config.version, self.config.states, self._model)
+        state.move_out()  # of another model that may hold it
         arrays = state.arrays
         if (current := self.state_in(slot)) is not None:
             current.move_out()
@@ -120,15 +151,25 @@ class ResidentStates:
         """Brings one state back to the host; its slot is free."""
         for slot in range(self.slots):
             if self.state_in(slot) is state:
-                state.move_out()
+                self._bring_back(state)
                 self._held[slot] = None
 
     def move_out(self) -> None:
-        """Brings every state back to the host; those on a device that was lost are lost too."""
+        """Brings every state back to the host."""
         for slot in range(self.slots):
             if (state := self.state_in(slot)) is not None:
-                if self.device.lost:
-                    state.lose(f"{self.device.info.name} was lost while {self.device.lost}")
-                else:
-                    state.move_out()
+                self._bring_back(state)
         self._held = [None] * self.slots
+
+    def _bring_back(self, state: State) -> None:
+        """To the host; what was on a device that was lost or closed is lost too."""
+        if self.device.handle is None:
+            state.lose(f"{self.device.info.name} was closed before the model")
+        elif self.device.lost:
+            state.lose(f"{self.device.info.name} was lost while {self.device.lost}")
+        else:
+            state.move_out()
+
+
+def _at_rest() -> None:
+    """Nothing was submitted that is not waited for."""

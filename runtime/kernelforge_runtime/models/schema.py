@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,17 +48,27 @@ class Schema:
 
     def spell(self, index: int, name: str) -> str:
         """The file's name of a block's tensor."""
-        begins = next(b for b in self.spelling if name.startswith(b))
-        return self.spelling[begins].format(i=index, n=index + 1) + name.removeprefix(begins)
+        for begins, spelled in self.spelling.items():
+            if name.startswith(begins):
+                return spelled.format(i=index, n=index + 1) + name[len(begins) :]
+        raise KeyError(name)
 
     def parse(self, full: str) -> tuple[int, str] | None:
         """The block and the name in the tables that a file's name stands for; None outside."""
+        for begins, first, pattern in self._patterns:
+            if found := pattern.fullmatch(full):
+                return int(found[1]) - first, begins + found[2]
+        return None
+
+    @cached_property
+    def _patterns(self) -> list[tuple[str, int, re.Pattern[str]]]:
+        """Of every spelling: how names begin in the tables, the first block's number, the form."""
+        found = []
         for begins, spelled in self.spelling.items():
             pattern = re.escape(spelled).replace(r"\{i\}", "(0|[1-9][0-9]{0,8})")
             pattern = pattern.replace(r"\{n\}", "([1-9][0-9]{0,8})")
-            if found := re.fullmatch(pattern + "(.+)", full):
-                return int(found[1]) - ("{n}" in spelled), begins + found[2]
-        return None
+            found.append((begins, int("{n}" in spelled), re.compile(pattern + "(.+)")))
+        return found
 
     def read(self, checkpoint: Checkpoint) -> TensorReader:
         """Checks every name and shape of a file.
@@ -91,10 +102,11 @@ class Schema:
         origin: dict[str, str] = {}
         for name, shape in wanted.items():
             _unify(checkpoint, name, shape.split(), sizes, origin)
-        shapes = {
-            name: tuple(int(t) if t.isdigit() else sizes[t] for t in shape.split())
-            for name, shape in wanted.items()
+        known = {
+            shape: tuple(int(t) if t.isdigit() else sizes[t] for t in shape.split())
+            for shape in {*wanted.values()}
         }
+        shapes = {name: known[shape] for name, shape in wanted.items()}
         return TensorReader(checkpoint, self, shapes, sizes, layers)
 
 

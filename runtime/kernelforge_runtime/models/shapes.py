@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +18,7 @@ class Shapes(Checkpoint):
 
     Attributes:
         handed: every tensor that was asked for, by name.
+        asked: how often.
     """
 
     def __init__(self, real: Checkpoint) -> None:
@@ -24,10 +26,12 @@ class Shapes(Checkpoint):
         self.metadata: Mapping[str, str] = real.metadata
         self._data, self._entries, self._packed = None, real._entries, real._packed
         self.handed: dict[str, NDArray[np.float32]] = {}
+        self.asked = Counter[str]()
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Zeros of the tensor's shape, one element along every dimension but the first."""
         shape = self.shape(name)
+        self.asked[name] += 1
         least = np.zeros((*shape[:1], *(1 for _ in shape[1:])), np.float32)
         self.handed[name] = np.broadcast_to(least, shape)
         return self.handed[name]

@@ -10,13 +10,13 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Numbers of tokens that plans are recorded for; a step runs in the smallest that holds it."""
 
 
-def step_size(counts: Sequence[int], slots: int) -> StepSize:
-    """The plan for a step with so many tokens of each sequence."""
+def step_size(counts: Sequence[int], slots: int, given: bool = False) -> StepSize:
+    """The plan for a step with so many tokens of each sequence; `given`: vectors among them."""
     sequences = min(next(b for b in BUCKETS if b >= len(counts)), slots)
     if max(counts) == 1:
-        return StepSize(sequences, sequences, single=True)
+        return StepSize(sequences, sequences, True, given)
     tokens = next(b for b in BUCKETS if b >= sum(counts))
-    return StepSize(tokens, sequences)
+    return StepSize(tokens, sequences, False, given)
 
 
 def share(budget: int, left: Mapping[int, int]) -> dict[int, int]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from kernelforge_runtime.models.base import ModelFile
-from kernelforge_runtime.models.device_choice import ChoiceBuffers
 from kernelforge_runtime.models.planned import Output
 from kernelforge_runtime.ops import VulkanOps
 from kernelforge_runtime.ops.builder import PlanBuilder, Temporary
-from kernelforge_runtime.ops.vulkan_step import StepBuffers, StepSize
+from kernelforge_runtime.ops.step_buffers import StepInputs
+from kernelforge_runtime.ops.vulkan_step import StepSize
 
 
 def write_step(
@@ -17,8 +17,7 @@ def write_step(
     ops: VulkanOps,
     weights: Any,
     vocab: int,
-    buffers: StepBuffers,
-    choices: ChoiceBuffers | None,
+    inputs: StepInputs,
     size: StepSize,
     output: Output,
 ) -> tuple[PlanBuilder, Temporary]:
@@ -29,18 +28,16 @@ def write_step(
         ops: that its weights were handed to.
         weights: what `file.load` gave.
         vocab: V.
-        buffers: what travels at each step.
-        choices: with the output "choice".
+        inputs: what it reads of what travels at each step.
         size: of the step.
         output: what is wanted of it.
     """
-    ops.begin(size, buffers)
+    ops.begin(size, inputs)
     logits: Temporary = file.step(ops, weights, output == "full")
     if output == "greedy":
-        ops.argmax(logits, vocab, buffers.token)
-    if output == "choice":
-        assert choices is not None
-        ops.sample(logits, vocab, choices.choice, choices.penalty, choices.token)
+        ops.argmax(logits, vocab, inputs.chosen)
     builder = ops.finish()
+    if output == "choice":  # the last of all: it may be submitted later than the rest
+        ops.sample(logits, vocab, inputs.choice, inputs.penalty, inputs.chosen)
     logits.last = len(builder.calls)  # read after the step: nothing may overwrite it
     return builder, logits

@@ -58,10 +58,11 @@ class Survey:
         file = recognise(checkpoint)
         self.stacks: list[tuple[Multiplied, ...]] = []
         self.tables: list[tuple[int, ...]] = []
+        self._stored_tables: list[str] = []
         self.min_rows: list[int] = []
         self.vectors: list[int] = []
         shapes = Shapes(checkpoint)
-        self._handed = shapes.handed
+        self._handed, self._asked = shapes.handed, shapes.asked
         file.load(self, shapes, file.read_config(checkpoint))  # type: ignore[arg-type]
 
     def vector(self, values: NDArray[np.float32]) -> None:
@@ -78,6 +79,8 @@ class Survey:
     def table(self, name: str, rows: Weight) -> None:
         """Notes an embedding table."""
         self.tables.append(rows.shape)
+        if self._is_stored(Part(name, rows)):
+            self._stored_tables.append(name)
 
     def host_tables(self, tables: Sequence[LazyRows]) -> None:
         """They take no memory."""
@@ -101,6 +104,19 @@ class Survey:
             for part in stack
             if part.as_stored and part.shape[1] % K_MULTIPLE == 0
         )
+
+    def formats(self, formats: WeightFormats) -> dict[str, DType]:
+        """What a model keeps the file's tensors in, of those that it keeps as they are.
+
+        Of rows that are no whole words of scales only where their stack is not quantised.
+        """
+        found = dict.fromkeys(self._stored_tables, formats.table)
+        for stack in self.stacks:
+            form = matrix_format(_asked(stack, formats), _widest(stack))
+            for part in stack:
+                if part.as_stored and (form not in QUANTIZED or part.shape[1] % K_MULTIPLE == 0):
+                    found[part.name] = form
+        return {name: form for name, form in found.items() if self._asked[name] == 1}
 
     def nbytes(self, weights: DType | WeightFormats) -> int:
         """Bytes of the model's weights in these formats, scales included, without padding."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from kernelforge_runtime.errors import ModelError
 
 
-def check_tokens(tokens: Sequence[int], vocab: int) -> NDArray[np.uint32]:
+def check_tokens(tokens: Sequence[int] | NDArray[Any], vocab: int) -> NDArray[np.uint32]:
     """The ids as uint32 [T].
 
     Raises:
@@ -19,6 +20,13 @@ def check_tokens(tokens: Sequence[int], vocab: int) -> NDArray[np.uint32]:
     if len(tokens) == 0:
         raise ModelError("no tokens to run: give at least one")
     ids = np.asarray(tokens)
+    if ids.dtype == object and ids.ndim == 1:
+        for where, token in enumerate(tokens):
+            if type(token) is int and token.bit_length() > 64:
+                raise ModelError(
+                    f"the token at position {where} has {token.bit_length()} bits: this model's "
+                    f"ids are 0 to {vocab - 1}"
+                )
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ModelError(f"tokens must be whole numbers in one list, found {ids.dtype} {ids.shape}")
     outside = (ids < 0) | (ids >= vocab)

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.abi.route import ROUTE_ROWS
 from kernelforge_runtime.abi.signature import Layouts
-from kernelforge_runtime.dtypes import F16, QUANTIZED, DType, encode
-from kernelforge_runtime.errors import ModelError
+from kernelforge_runtime.dtypes import QUANTIZED, U32, DType
+from kernelforge_runtime.ops.later_work import LaterWork
+from kernelforge_runtime.ops.matrix_place import MatrixPlace, PlacedRows
 from kernelforge_runtime.ops.vocabulary import Part, Weight
 from kernelforge_runtime.ops.weight_layout import MAX_GROWTH, ROW_MAJOR, packed, packed_nbytes
+from kernelforge_runtime.ops.weight_writing import seen_as, write_words
 from kernelforge_runtime.plan import Arena
 from kernelforge_runtime.plan.arena import ALIGNMENT
-from kernelforge_runtime.quantize import BLOCK, matrix_format, quantize
-from kernelforge_runtime.stored_matrix import StoredMatrix
+from kernelforge_runtime.quantize import BLOCK, matrix_format
 from kernelforge_runtime.vk import BufferSlice, Device
 from kernelforge_runtime.weight_formats import WeightFormats
 
 K_MULTIPLE = 32
 ROUTE_BLOCK_BYTES = 1 << 16
-AT_ONCE = 1 << 21
-"""Weights that are packed at a time where they are not written in place."""
+JOB_ELEMENTS = 1 << 21
+"""Weights that one thread does at a time."""
 LayoutsOf = Callable[[DType, int, int], Layouts]
 """(format, rows, k) -> how such a matrix is to lie in memory."""
 OnUpload = Callable[[str, int], None]
@@ -79,6 +79,8 @@ class DeviceWeights:
         routes: that of what steps say of them.
         layouts_of: how matrices are to lie in memory.
         on_upload: called after each tensor.
+        later: what is given to it instead of being done at once: matrices and tables of a file, in
+            memory that the host sees. None: everything is done at once.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class DeviceWeights:
         self.routes = Arena(device, "routes", ROUTE_BLOCK_BYTES)
         self.layouts_of = layouts_of
         self.on_upload: OnUpload = lambda name, count: None
+        self.later: LaterWork | None = None
 
     def vector(self, values: NDArray[np.float32]) -> DeviceVector:
         """Uploads a small tensor in float32."""
@@ -115,7 +118,7 @@ class DeviceWeights:
         else:
             weight = self._written(parts, starts, rows, k, form, layouts)
         for part in parts:
-            self.on_upload(part.name, part.weight.size)
+            self._tell(part.name, part.weight.size)
         return DeviceMatrix(weight, rows, k, tuple(places), parts[0].name, form, scale, layouts)
 
     def _written(
@@ -127,32 +130,27 @@ class DeviceWeights:
         form: DType,
         layouts: Layouts,
     ) -> BufferSlice:
-        """The stack in a format, zeros where no part is.
-
-        In place where the host can see it, else a few rows at a time: on the host a matrix is never
-        whole, but in layouts that need all of it.
-        """
+        """The stack in a format, zeros where no part is; on the host it is never whole."""
         piece = self.arena.take(packed_nbytes(rows, k, form, layouts))
-        seen = _seen(piece, rows, k, form) if layouts == ROW_MAJOR else None
-        step = rows if seen is not None else rows_at_once(rows, k, form, layouts)
-        for first in range(0, rows, step):
-            end = min(first + step, rows)
-            plain = seen if seen is not None else np.empty((end - first, k), form.np)
-            filled = 0
-            for row, part in zip(starts, parts, strict=True):
-                low, high = max(first, row), min(end, row + len(part.weight))
-                if low >= high:
-                    continue
-                target, width = plain[low - first : high - first], part.weight.shape[1]
-                plain[filled : low - first] = 0
-                _write(part.name, part.weight[low - row : high - row], target[:, :width], form)
-                target[:, width:] = 0
-                filled = high - first
-            plain[filled:] = 0
-            if seen is None:
-                at = piece.offset + form.nbytes(first * k)
-                piece.buffer.upload(packed(plain, form, layouts), at)
+        placed = [
+            PlacedRows(row, part.name, part.weight) for row, part in zip(starts, parts, strict=True)
+        ]
+        self._place(MatrixPlace(piece, rows, k, form, layouts), rows, k, placed)
         return piece
+
+    def _place(self, place: MatrixPlace, rows: int, k: int, parts: Sequence[PlacedRows]) -> None:
+        """Fills a matrix: by threads where they can, later where that is asked for."""
+        if not place.is_seen:
+            place.fill(parts, 0, rows)
+            return
+        # An array that was made for this would stay in memory until then.
+        made = any(isinstance(part.weight, np.ndarray) for part in parts)
+        work = LaterWork() if self.later is None or made else self.later
+        step = max(1, JOB_ELEMENTS // (place.step * k)) * place.step
+        for first in range(0, rows, step):
+            work.add(partial(place.fill, parts, first, min(first + step, rows)))
+        if work is not self.later:
+            work.run()
 
     def _quantized(
         self,
@@ -164,41 +162,55 @@ class DeviceWeights:
         layouts: Layouts,
     ) -> tuple[BufferSlice, BufferSlice]:
         """Words of weights and scales; what no part fills has scale 0, and so decodes to 0."""
-        words = np.zeros((rows, k * form.bits // 32), np.uint32)
-        scales = np.zeros((rows, k // (2 * BLOCK)), np.uint32)
+        wide, blocks = k * form.bits // 32, k // (2 * BLOCK)
+        place = self.arena.take(packed_nbytes(rows, k, form, layouts))
+        places = place, self.arena.take(U32.nbytes(rows * blocks))
+        seen = [seen_as(places[0], rows, wide, U32), seen_as(places[1], rows, blocks, U32)]
+        in_place = layouts == ROW_MAJOR and self.later is not None and seen[0] is not None
+        work = self.later if in_place and self.later is not None else LaterWork()
+        words, scales = (
+            array if in_place and array is not None else np.empty((rows, columns), np.uint32)
+            for array, columns in zip(seen, (wide, blocks), strict=True)
+        )
+        filled, step = 0, max(1, JOB_ELEMENTS // k)
         for row, part in zip(starts, parts, strict=True):
-            count, width = part.weight.shape
-            step = max(1, AT_ONCE // k)
-            for first in range(0, count, step):
-                piece = np.asarray(part.weight[first : first + step])
-                piece = np.pad(piece, ((0, 0), (0, k - width))) if width < k else piece
-                found = quantize(piece, form, part.name)
-                at = slice(row + first, row + first + len(piece))
-                words[at], scales[at] = found.weight, found.scale
-        return self.upload(packed(words, form, layouts)), self.upload(scales)
+            words[filled:row] = scales[filled:row] = 0
+            filled = row + len(part.weight)
+            for first in range(row, filled, step):
+                at = slice(first, min(first + step, filled))
+                weight = part.weight[at.start - row : at.stop - row]
+                job = partial(write_words, part.name, weight, form, words[at], scales[at])
+                work.add(job)
+        words[filled:] = scales[filled:] = 0
+        if not in_place:
+            work.run()
+            places[0].upload(packed(words, form, layouts))
+            places[1].upload(scales)
+        return places
 
     def table(self, name: str, rows: Weight) -> DeviceMatrix:
         """Uploads an embedding table."""
         count, width = rows.shape
         form = self.formats.table
         memory = self._written_table(name, rows, form)
-        self.on_upload(name, rows.size)
+        self._tell(name, rows.size)
         return DeviceMatrix(memory, count, width, (), name, form)
 
     def _written_table(self, name: str, rows: Weight, form: DType) -> BufferSlice:
         """A table in a format, as it is."""
         count, width = rows.shape
         memory = self.arena.take(form.nbytes(rows.size))
-        seen = _seen(memory, count, width, form)
-        if seen is not None:
-            _write(name, rows, seen, form)
-            return memory
-        step = max(1, AT_ONCE // width)
-        for first in range(0, count, step):
-            plain = np.empty((min(step, count - first), width), form.np)
-            _write(name, rows[first : first + step], plain, form)
-            memory.buffer.upload(plain, memory.offset + form.nbytes(first * width))
+        self._place(
+            MatrixPlace(memory, count, width, form), count, width, [PlacedRows(0, name, rows)]
+        )
         return memory
+
+    def _tell(self, name: str, count: int) -> None:
+        """Says that a tensor is there, once it is."""
+        if self.later is None:
+            self.on_upload(name, count)
+        else:
+            self.later.tell(partial(self.on_upload, name, count))
 
     def upload(self, data: NDArray[np.generic]) -> BufferSlice:
         """Keeps an array as it is."""
@@ -248,18 +260,6 @@ class CountedWeights(DeviceWeights):
         return self.arena.take(form.nbytes(rows.size))
 
 
-def rows_at_once(rows: int, k: int, form: DType, layouts: Layouts) -> int:
-    """Rows that can be packed without the others: a few whose memory is one piece, or all."""
-    tall = 1
-    if layouts:
-        found = re.match(r"M/([0-9]+) ", layouts[0][1])
-        if found is None or packed_nbytes(rows, k, form, layouts) != form.nbytes(rows * k):
-            return rows
-        tall = int(found[1])
-    least = math.lcm(tall, ROUTE_ROWS)
-    return max(1, AT_ONCE // (least * k)) * least if rows % tall == 0 else rows
-
-
 def vector_elements(size: int) -> int:
     """Elements that a vector of so many takes: a bias fills whole blocks of rows."""
     return _padded(size, ROUTE_ROWS)
@@ -300,27 +300,3 @@ def _padded(count: int, multiple: int) -> int:
 def part_of(piece: BufferSlice, offset: int, nbytes: int) -> BufferSlice:
     """Some bytes of a slice."""
     return piece.buffer.slice(piece.offset + offset, nbytes)
-
-
-def _seen(piece: BufferSlice, rows: int, k: int, form: DType) -> NDArray[np.generic] | None:
-    """Device memory as [rows, k]; None where the host cannot see it."""
-    mapped = piece.buffer.mapped
-    if mapped is None:
-        return None
-    found = mapped[piece.offset : piece.offset + form.nbytes(rows * k)].view(form.np)
-    return found.reshape(rows, k)
-
-
-def _write(name: str, weight: Weight, target: NDArray[np.generic], form: DType) -> None:
-    if isinstance(weight, StoredMatrix):
-        weight.write(target, form)
-    else:
-        target[...] = _encode(name, weight, form)
-
-
-def _encode(name: str, weight: NDArray[np.float32], form: DType) -> NDArray[np.generic]:
-    with np.errstate(over="ignore"):
-        encoded = encode(weight, form)
-    if form == F16 and not np.isfinite(encoded).all():
-        raise ModelError(f"{name} does not fit f16 (a value is beyond 65504): use bf16 or f32")
-    return encoded

@@ -13,7 +13,7 @@ from kernelforge_runtime.abi.rosa import NO_MATCH
 from kernelforge_runtime.abi.route import ROUTE_ROWS
 from kernelforge_runtime.dtypes import F16, F32, QUANTIZED, DType, decode, encode
 from kernelforge_runtime.ops import numpy_recurrence, numpy_rosa
-from kernelforge_runtime.ops.given_rows import refuse_vectors
+from kernelforge_runtime.ops.given_rows import GIVEN, refuse_vectors
 from kernelforge_runtime.ops.numpy_quantized import QuantizedRows, Workers
 from kernelforge_runtime.ops.observation import EMBEDDING, EMBEDDING_PART, Mark
 from kernelforge_runtime.ops.vocabulary import Activation, LazyRows, Part, Weight
@@ -44,7 +44,7 @@ class NumpyOps:
         state: arrays by name, updated in place.
         tokens: the step's token ids, [T].
         position: tokens that the sequence had consumed before.
-        given: rows [T, C] in place of the embedding's, where a step has vectors and no tokens.
+        given: vectors [n, C], the rows of the tokens that are GIVEN; None where there are none.
         marks: what was observed in the step; None where nobody looks.
         activations: F16 rounds the residual stream and the inputs of products to float16.
         workers: threads that quantised products are shared among.
@@ -89,11 +89,10 @@ class NumpyOps:
         form = matrix_format(asked, max(p.weight.shape[1] for p in parts))
         for part in parts:
             weight: Array | QuantizedRows
-            values = np.asarray(part.weight)
             if form in QUANTIZED:
-                weight = self._kept(QuantizedRows.of(part.name, values, form))
+                weight = self._kept(QuantizedRows.of(part.name, part.weight, form))
             else:
-                weight = self._kept(self._rounded(values, form))
+                weight = self._kept(self._rounded(np.asarray(part.weight), form))
             kept.append((rows, weight, part.without_weight()))
             rows += -(-len(part.weight) // ROUTE_ROWS) * ROUTE_ROWS
         return StackedParts(tuple(kept), max(rows, min_rows))
@@ -132,8 +131,12 @@ class NumpyOps:
     ) -> Array:
         """Plain indexing, [T, C]; a token without a match has a row of zeros."""
         if tokens is None:
-            rows = table[self.tokens] if self.given is None else self.given
-            rows = rows.astype(self.dtype, copy=False)
+            if self.given is None:
+                rows = table[self.tokens].astype(self.dtype, copy=False)
+            else:
+                here = self.tokens == GIVEN
+                rows = table[np.where(here, 0, self.tokens)].astype(self.dtype)
+                rows[here] = self.given
         else:
             ids = tokens.reshape(-1)
             found = ids != NO_MATCH

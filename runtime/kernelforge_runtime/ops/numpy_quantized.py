@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.dtypes import DType
+from kernelforge_runtime.ops.vocabulary import Weight
 from kernelforge_runtime.quantize import K_MULTIPLE, Quantized, dequantize, quantize
+from kernelforge_runtime.stored_words import StoredWords
 
 _AT_ONCE = 1 << 17
 """Weights decoded at once: as float32 they stay in a core's cache until they are multiplied."""
@@ -32,14 +34,18 @@ class QuantizedRows:
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, name: str, weight: NDArray[np.float32], dtype: DType) -> QuantizedRows:
-        """Rounds a matrix.
+    def of(cls, name: str, weight: Weight, dtype: DType) -> QuantizedRows:
+        """Rounds a matrix; one that is in this format already is copied.
 
         Raises:
             ModelError: a weight does not fit.
         """
         rows, k = weight.shape
-        padded = np.pad(weight, ((0, 0), (0, -k % K_MULTIPLE))) if k % K_MULTIPLE else weight
+        if isinstance(weight, StoredWords) and weight.format == dtype:
+            words = weight.words()
+            return cls(Quantized(words.weight.copy(), words.scale.copy()), dtype, (rows, k))
+        values = np.asarray(weight)
+        padded = np.pad(values, ((0, 0), (0, -k % K_MULTIPLE))) if k % K_MULTIPLE else values
         return cls(quantize(padded, dtype, name), dtype, (rows, k))
 
     @property

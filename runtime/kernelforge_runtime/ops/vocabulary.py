@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from kernelforge_runtime.dtypes import DType
 from kernelforge_runtime.stored_matrix import StoredMatrix
+from kernelforge_runtime.stored_words import StoredWords
 
-Weight = NDArray[np.float32] | StoredMatrix
+Weight = NDArray[np.float32] | StoredMatrix | StoredWords
 """Float32 [rows, k], or a matrix of a file that becomes it when NumPy asks."""
 Activation = Literal["none", "relu2", "tanh", "sigmoid", "silu"]
 Tensor = Any

@@ -18,7 +18,7 @@ from kernelforge_runtime.ops.vulkan_fused import Fusions
 from kernelforge_runtime.ops.vulkan_norm_products import NormProducts
 from kernelforge_runtime.ops.vulkan_rosa import Rosa
 from kernelforge_runtime.ops.vulkan_step import Tensor
-from kernelforge_runtime.vk import Buffer, Device
+from kernelforge_runtime.vk import BufferSlice, Device
 from kernelforge_runtime.weight_formats import WeightFormats
 
 
@@ -53,12 +53,13 @@ class VulkanOps(NormProducts, Fusions, Rosa):
         tokens: Temporary | None = None,
         add_to: Temporary | None = None,
     ) -> Tensor:
-        """[T, C]; a table beyond the binding limit goes in pages."""
-        if tokens is None and self.given is not None:
-            given = self.given.tensor(self._tokens)
-            self.observe(EMBEDDING, EMBEDDING_PART, given)
-            return given
-        out = add_to if add_to is not None else self._stream(self._tokens, table.k)
+        """[T, C]; a table beyond the binding limit goes in pages. Vectors are there already."""
+        out: Tensor
+        if tokens is None and self._size.given:
+            assert self.given is not None
+            out = self.given.tensor(self._tokens)
+        else:
+            out = add_to if add_to is not None else self._stream(self._tokens, table.k)
         row_bytes = table.format.nbytes(table.k)
         for first, rows in self._pages(table.rows, row_bytes):
             self._call(
@@ -79,7 +80,7 @@ class VulkanOps(NormProducts, Fusions, Rosa):
 
     def host_rows(self, tables: HostRows) -> DeviceVector:
         """[T, layers * columns], written by the host before the step."""
-        refuse_vectors(self.given is not None)
+        refuse_vectors(self._size.given)
         return tables.tensor(self._tokens)
 
     def last_tokens(self, x: Temporary) -> Temporary:
@@ -184,12 +185,17 @@ class VulkanOps(NormProducts, Fusions, Rosa):
 
     # The end of a step
 
-    def argmax(self, logits: Temporary, vocab: int, out_token: Buffer) -> None:
+    def argmax(self, logits: Temporary, vocab: int, out_token: BufferSlice) -> None:
         """The index of the largest of the first `vocab` logits of one sequence."""
         self._call("argmax", Problem(V=vocab), {"in_x": logits, "out_token": out_token})
 
     def sample(
-        self, logits: Temporary, vocab: int, choice: Buffer, penalty: Buffer, out_token: Buffer
+        self,
+        logits: Temporary,
+        vocab: int,
+        choice: BufferSlice,
+        penalty: BufferSlice,
+        out_token: BufferSlice,
     ) -> None:
         """A token of every sequence, as `choice` and `penalty` tell (see abi/sampling)."""
         rows, width = logits.shape

@@ -25,7 +25,7 @@ FEW_TOKENS = 8
 class Products(StepWriter):
     """Packs matrices at load; writes gemv for few tokens, gemm for more."""
 
-    _routes: dict[tuple[int, ...], BufferSlice]
+    _routes: dict[bytes, BufferSlice]
 
     def matrix(self, parts: Sequence[Part], min_rows: int = 0) -> DeviceMatrix:
         """Packs and uploads a stack of weights."""
@@ -163,7 +163,7 @@ class Products(StepWriter):
         return self._uploaded(route)
 
     def _uploaded(self, route: NDArray[np.uint32]) -> BufferSlice:
-        key = tuple(int(v) for v in route.reshape(-1))
+        key = route.tobytes()
         if key not in self._routes:
             self._routes[key] = self.store.route(route)
         return self._routes[key]

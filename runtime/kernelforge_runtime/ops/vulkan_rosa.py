@@ -14,7 +14,7 @@ class Rosa(StepWriter):
 
     def rosa(self, x: Temporary | None, bits: int, state: str, index: int) -> Temporary:
         """u32 [T, streams]."""
-        refuse_vectors(x is None and self.given is not None)
+        refuse_vectors(x is None and self._size.given)
         kept = self.state[state]
         roles, streams, words = kept.shape
         history, sequences = kept.entry(index), self._size.sequences

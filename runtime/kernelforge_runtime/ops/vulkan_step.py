@@ -19,6 +19,7 @@ from kernelforge_runtime.ops.device_state import DeviceState
 from kernelforge_runtime.ops.device_weights import DeviceVector, DeviceWeights, part_of
 from kernelforge_runtime.ops.given_rows import GivenRows
 from kernelforge_runtime.ops.observation import Mark
+from kernelforge_runtime.ops.step_buffers import StepInputs
 from kernelforge_runtime.ops.weight_layout import choose_layouts
 from kernelforge_runtime.vk import Buffer, BufferSlice, Device
 from kernelforge_runtime.weight_formats import WeightFormats
@@ -35,45 +36,13 @@ class StepSize:
         tokens: T, of all sequences together.
         sequences: B.
         single: token i is sequence i's only one, as in decode; T is B then.
+        given: whether there are vectors among the tokens.
     """
 
     tokens: int
     sequences: int = 1
     single: bool = False
-
-
-@dataclass(frozen=True)
-class StepBuffers:
-    """What travels to and from the device at each step, host visible.
-
-    Attributes:
-        token: u32 [T], token ids.
-        owner: u32 [T], each token's sequence.
-        segment: u32 [T, 4], of each sequence: first token, count, slot, position.
-    """
-
-    token: Buffer
-    owner: Buffer
-    segment: Buffer
-
-    @classmethod
-    def make(cls, device: Device, tokens: int) -> StepBuffers:
-        """For steps of up to so many tokens; all zero."""
-        made = []
-        try:
-            for name, words in (("tokens", tokens), ("owners", tokens), ("segments", 4 * tokens)):
-                made.append(device.buffer(4 * words, name, host_visible=True))
-                made[-1].fill(0)
-        except BaseException:
-            for buffer in made:
-                buffer.close()
-            raise
-        return cls(*made)
-
-    def close(self) -> None:
-        """Releases them."""
-        for buffer in (self.token, self.owner, self.segment):
-            buffer.close()
+    given: bool = False
 
 
 class StepWriter:
@@ -84,7 +53,7 @@ class StepWriter:
         state: device memory of the recurrent state by name.
         activations: F32 or F16.
         marks: what was observed in the step.
-        given: rows in place of the embedding's, where a step has vectors and no tokens.
+        given: where vectors are brought; None until a step has some.
     """
 
     def __init__(
@@ -100,7 +69,7 @@ class StepWriter:
         self.state: dict[str, DeviceState] = {}
         self._builder = PlanBuilder(kernels)
         self._size = StepSize(1, 1, True)
-        self._buffers: StepBuffers | None = None
+        self._inputs: StepInputs | None = None
         self._aside: dict[str, Buffer] = {}
         self._carried: dict[str, list[int]] = {}
         self.marks: list[Mark] = []
@@ -110,9 +79,9 @@ class StepWriter:
         """Uploads a small tensor in float32."""
         return self.store.vector(values)
 
-    def begin(self, size: StepSize, buffers: StepBuffers) -> None:
+    def begin(self, size: StepSize, inputs: StepInputs) -> None:
         """Starts writing down a step."""
-        self._builder, self._size, self._buffers = PlanBuilder(self.kernels), size, buffers
+        self._builder, self._size, self._inputs = PlanBuilder(self.kernels), size, inputs
         self._carried, self.marks = {}, []
 
     def finish(self) -> PlanBuilder:
@@ -158,13 +127,13 @@ class StepWriter:
         self._builder.call(family, precision, problem, bound, constants, label or family, layouts)
 
     @property
-    def _step(self) -> StepBuffers:
-        if self._buffers is None:
+    def _step(self) -> StepInputs:
+        if self._inputs is None:
             raise PlanError("an op was called outside of a step: call begin first")
-        return self._buffers
+        return self._inputs
 
     @property
-    def _segment(self) -> Buffer:
+    def _segment(self) -> BufferSlice:
         return self._step.segment
 
     @property
@@ -196,8 +165,11 @@ class StepWriter:
         return [(first, min(most, rows - first)) for first in range(0, rows, most)]
 
     def close(self) -> None:
-        """Releases weights, state and what was carried aside."""
+        """Releases weights, state, what was carried aside, and where vectors are brought."""
         self.store.close()
+        if self.given is not None:
+            self.given.close()
+            self.given = None
         for kept in self.state.values():
             kept.close()
         for buffer in self._aside.values():

@@ -7,7 +7,9 @@ selected for it. Row-major can always be had, as the generic bundle holds nothin
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,7 @@ from kernelforge_runtime.bundle.crossover import contenders, rounding_rivals
 from kernelforge_runtime.bundle.select import KernelSet
 from kernelforge_runtime.dtypes import F16, QUANTIZED, DType
 from kernelforge_runtime.errors import BundleError
-from kernelforge_runtime.layout import Layout, LayoutError, transform
+from kernelforge_runtime.layout import Layout, LayoutError, Moves, transform
 
 ROW_MAJOR: Layouts = ()
 MAX_GROWTH = 1.25
@@ -68,8 +70,11 @@ def choose_layouts(
     if len(possible) == 1:
         return possible[0]
     decode, prefill = (
-        {o: sum(_time(kernels, family, form, p, o) for p in problems) for o in possible}
-        for family, problems in steps.items()
+        dict(zip(possible, map(sum, zip(*times, strict=True)), strict=True))
+        for times in (
+            [_times(kernels, family, form, problem, possible) for problem in problems]
+            for family, problems in steps.items()
+        )
     )
     cost = {o: decode[o] + prefill[o] / _PREFILL_TOKENS for o in possible}
     most = SLACK * min(cost.values())
@@ -87,6 +92,34 @@ def packed(weight: NDArray[np.generic], form: DType, layouts: Layouts) -> NDArra
     if target is None:
         return weight
     return transform(weight, Layout.row_major(weight.shape), target)
+
+
+@lru_cache(maxsize=64)
+def row_moves(rows: int, k: int, form: DType, layouts: Layouts) -> Moves:
+    """What `packed` does with so many rows, for one memory after the other; not of row-major.
+
+    Raises:
+        LayoutError: the layout does not fit.
+    """
+    target = _target(rows, k, form, layouts)
+    if target is None:
+        raise LayoutError("row-major rows are moved as they are")
+    return Moves(Layout.row_major(target.shape), target, form.np.itemsize)
+
+
+def row_pitch(rows: int, k: int, form: DType, layouts: Layouts) -> tuple[int, int]:
+    """(rows whose memory is one piece, elements of memory that each of them takes).
+
+    All rows are one piece where the layout does not begin with them.
+    """
+    target = _target(rows, k, form, layouts)
+    if target is None:
+        return 1, k
+    found = re.match(r"M(?:/([0-9]+))? ", layouts[0][1])
+    tall = int(found[1] or 1) if found else rows
+    if found is None or rows % tall:
+        return rows, -(-target.cosize // rows)
+    return tall, target.axes[0][0].stride // tall
 
 
 def packed_nbytes(rows: int, k: int, form: DType, layouts: Layouts) -> int:
@@ -140,10 +173,10 @@ def _rounds(kernels: KernelSet, form: DType, problems: Sequence[Problem], layout
     return {*chosen} <= {*rounding_rivals("gemv")}
 
 
-def _time(
-    kernels: KernelSet, family: str, form: DType, problem: Problem, layouts: Layouts
-) -> float:
-    """Ns at the nearest problem that was tuned, in whatever layout; infinite if not in this one.
+def _times(
+    kernels: KernelSet, family: str, form: DType, problem: Problem, possible: Sequence[Layouts]
+) -> list[float]:
+    """Ns in each layout at the nearest problem that was tuned in any of them; infinite if not here.
 
     0 where no kernel for such activations was tuned, which then says nothing of any layout.
     """
@@ -155,13 +188,18 @@ def _time(
             if entry.median_ns
         )
         nearest = _nearest(problem, list(tuned))
-        if nearest is not None:
+        if nearest is None:
+            continue
+        rivals = contenders(family, problem, kernels.rounding != "never")
+        times = []
+        for layouts in possible:
             entries = (
-                bundle.problems(name, form.name, layouts, problem).get(nearest)
-                for name in contenders(family, problem, kernels.rounding != "never")
+                bundle.problems(name, form.name, layouts, problem).get(nearest) for name in rivals
             )
-            return min((e.median_ns for e in entries if e and e.median_ns), default=math.inf)
-    return 0.0
+            known = [e.median_ns for e in entries if e and e.median_ns]
+            times.append(float(min(known, default=math.inf)))
+        return times
+    return [0.0] * len(possible)
 
 
 def _nearest(problem: Problem, tuned: Sequence[Problem]) -> Problem | None:

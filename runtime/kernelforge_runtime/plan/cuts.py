@@ -34,6 +34,11 @@ class Cuts:
         self.ends = [*range(step, dispatches, step), dispatches] if dispatches else [0]
         self._measured = False
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether the parts are what a run's times made them, or nothing is to be measured."""
+        return self._measured or self._limit is None
+
     def learn(self, seconds: Sequence[float]) -> bool:
         """Takes what each part of a run took; whether the parts are others from here on."""
         if self._limit is None:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from kernelforge_runtime.errors import PlanError
 from kernelforge_runtime.plan.cuts import Cuts, submit_limit
 from kernelforge_runtime.plan.dispatch import Dispatch
 from kernelforge_runtime.plan.scratch import Scratch
+from kernelforge_runtime.plan.sets import descriptor_sets
 from kernelforge_runtime.vk import BufferSlice, CommandBuffer, Device, TimestampPool
 from kernelforge_runtime.vk.descriptors import DescriptorPool
 
@@ -27,7 +28,7 @@ class Plan:
     """Dispatches in order, in one command buffer, or in several where a watchdog wants it.
 
     A barrier stands only between dispatches where one touches what an earlier one wrote, or
-    writes what an earlier one reads.
+    writes what an earlier one reads; and before the first where plans run one behind the other.
 
     Attributes:
         dispatches: what runs.
@@ -40,11 +41,24 @@ class Plan:
         dispatches: Sequence[Dispatch],
         timestamps: Timing = "none",
         name: str = "plan",
+        brought: Sequence[tuple[BufferSlice, BufferSlice]] = (),
+        follows: bool = False,
     ) -> None:
+        """Records them.
+
+        Args:
+            device: where they run.
+            dispatches: in order.
+            timestamps: where times are taken.
+            name: for messages.
+            brought: what each run copies before its first dispatch, and where to.
+            follows: whether a run may be submitted while another plan's still goes on.
+        """
         self.device, self.name = device, name
+        self._brought, self._follows = tuple(brought), follows
         watched = submit_limit(device.info.device_type) if timestamps == "none" else None
         self._cuts = Cuts(len(dispatches), watched)
-        self._stale = self._running = False
+        self._stale = self._running = self._ahead = False
         self._scratch = Scratch(device, dispatches, name)
         self.dispatches = tuple(self._scratch.completed(d) for d in dispatches)
         self.timing: Timing = timestamps
@@ -65,18 +79,21 @@ class Plan:
     def _record(self) -> None:
         device = self.device
         bound = [d.bound() for d in self.dispatches]
-        pipelines = [device.pipeline(d.module) for d in self.dispatches]
-        sets: list[Any] = [None] * len(self.dispatches)
-        with_sets = [i for i, p in enumerate(pipelines) if p.set_layout is not None]
-        if with_sets:
-            total = sum(len(bound[i]) for i in with_sets)
-            self._descriptors = DescriptorPool(device, len(with_sets), total)
-            for i in with_sets:
-                sets[i] = self._descriptors.bind(pipelines[i].set_layout, bound[i])
+        pipelines = [
+            device.pipeline(d.module, d.module.signature.window_room(d.dims))
+            for d in self.dispatches
+        ]
+        self._descriptors, sets = descriptor_sets(device, self.dispatches, pipelines, bound)
         if self.timing != "none" and self.clock == "timestamp":
             count = 2 if self.timing == "ends" else 2 * len(self.dispatches) + 1
             self._pool = TimestampPool(device, count)
         commands = self._part()
+        if self._follows:
+            commands.barrier()
+        for source, target in self._brought:
+            commands.copy(source.buffer, source.offset, target.buffer, target.offset, source.nbytes)
+        if self._brought:
+            commands.barrier()
         if self._pool is not None:
             commands.reset_timestamps(self._pool)
             commands.timestamp(self._pool, 0)
@@ -120,15 +137,31 @@ class Plan:
         """How many barriers stand between the dispatches."""
         return sum(self._barriers)
 
-    def submit(self) -> None:
-        """Starts a run; wait for it before the next one."""
+    @property
+    def is_measured(self) -> bool:
+        """Whether it is known what its parts take, so that it may be submitted ahead."""
+        return self._cuts.is_measured and not self._stale
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was submitted and not waited for to the end."""
+        return self._running and bool(self._commands)
+
+    def submit(self, ahead: bool = False) -> None:
+        """Starts a run; wait for it before the next one.
+
+        Args:
+            ahead: whether another plan still runs, or the host does other things before it waits.
+        """
         assert self._commands
+        if self._running:  # waiting for it was broken off, by an interrupt for one
+            self.wait()
         if self._stale:
             self._record_anew()
-        self._started = time.perf_counter()
+        self._started, self._ahead = time.perf_counter(), ahead
+        self._running = True
         for part in self._commands:
             part.submit()
-        self._running = True
 
     def wait(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """Waits for the run.
@@ -137,13 +170,14 @@ class Plan:
             DeviceLostError: the device was lost, or did not finish in time.
         """
         assert self._commands
-        times, before = [], self._started
+        # Ahead of the host only what it waits for is sure to be this run's time.
+        times, before = [], time.perf_counter() if self._ahead else self._started
         for part in self._commands:
             part.wait(timeout_s)
             done = time.perf_counter()
             times.append(done - before)
             before = done
-        if self._running:
+        if self._running and (self._cuts.is_measured or not self._ahead):
             self._stale = self._cuts.learn(times)
         self._ran, self._running = True, False
         self._host_ns = (before - self._started) * 1e9

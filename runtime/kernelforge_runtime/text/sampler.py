@@ -7,6 +7,7 @@ top-p, top-k, and only then temperature, as a power on the probabilities that ar
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.errors import KernelForgeError, ModelError
+from kernelforge_runtime.text.draws import SEED_BITS, uniform
 from kernelforge_runtime.text.tokenizer import Tokenizer
 
 _FREE_TEXT = " \t0123456789"
 """Tokens whose text is part of this are not counted: numbers and layout may repeat."""
 _PENALTY = 0.2
+FARTHEST = 104.0
+"""A logit so far below the largest has no weight: exp(-104) is no float32 any more, as the official
+package and devices compute it. Else a high temperature would bring back what they cannot draw."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Sampling:
             the temperature is 0, so that greedy means the largest logit.
         frequency: subtracted once more for each time it was chosen. Unset: as `presence`.
         decay: counts shrink by this factor with every token, in [0, 1].
-        seed: for repeatable choices; None draws a fresh one.
+        seed: for repeatable choices; None draws a fresh one. Whoever generates with it, one text or
+            many at once, on the host or on a device, makes the same draws: see `draws`.
     """
 
     temperature: float = 1.0
@@ -47,18 +53,18 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        _require(self, "temperature", "a number from 0 up", lambda v: v >= 0)
         default = 0.0 if self.temperature == 0 else _PENALTY
         for name in ("presence", "frequency"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        _require(self, "temperature", "a number from 0 up", lambda v: v >= 0)
         _require(self, "top_p", "a number from 0 to 1", lambda v: 0 <= v <= 1)
-        _require(self, "top_k", "a whole number from 0 up", _is_count)
+        _require_count(self, "top_k")
         _require(self, "presence", "a number from -1000 to 1000", lambda v: abs(v) <= 1000)
         _require(self, "frequency", "a number from -1000 to 1000", lambda v: abs(v) <= 1000)
         _require(self, "decay", "a number from 0 to 1", lambda v: 0 <= v <= 1)
         if self.seed is not None:
-            _require(self, "seed", "a whole number from 0 up", _is_count)
+            _require_count(self, "seed")
 
     @property
     def has_penalties(self) -> bool:
@@ -77,25 +83,20 @@ class Sampling:
 
 
 class Sampler:
-    """The choices of one sequence: counts what was chosen, owns its random numbers."""
+    """The choices of one sequence: counts what was chosen, and makes its random draws."""
 
-    def __init__(
-        self,
-        sampling: Sampling,
-        tokenizer: Tokenizer | None = None,
-        draw: Callable[[], float] | None = None,
-    ) -> None:
+    def __init__(self, sampling: Sampling, tokenizer: Tokenizer | None = None) -> None:
         """Starts a sequence.
 
         Args:
             sampling: how to choose.
             tokenizer: tells which tokens are digits and blanks, which are not counted; without
                 one every token counts.
-            draw: gives numbers in [0, 1) in place of the sampling's seed.
         """
         self.sampling = sampling
         self._tokenizer = tokenizer
-        self._draw = draw or np.random.default_rng(sampling.seed).random
+        self._seed = secrets.randbits(SEED_BITS) if sampling.seed is None else sampling.seed
+        self._accepted = 0
         self._places: dict[int, int] = {}
         self._tokens = np.zeros(64, np.int64)
         self._counts = np.zeros(64, np.float64)
@@ -126,6 +127,7 @@ class Sampler:
 
     def accept(self, token: int) -> None:
         """Counts a token that was chosen elsewhere, on the device for one."""
+        self._accepted += 1
         if not self.sampling.has_penalties:
             return
         used = len(self._places)
@@ -163,20 +165,32 @@ class Sampler:
                 f"the largest of {len(logits)} logits is {largest} (token {best}): the weights or "
                 "a kernel are damaged; check the model file, then `kernelforge inspect --check`"
             )
-        sampling = self.sampling
-        if sampling.takes_largest:
+        if self.sampling.takes_largest:
             return best
-        weights = np.exp(logits.astype(np.float64) - largest)
-        cutoff = _top_p_cutoff(weights, sampling.top_p)
-        kept = np.flatnonzero(weights >= cutoff)
-        if 0 < sampling.top_k < len(kept):
-            order = np.argsort(-weights[kept], kind="stable")[: sampling.top_k]
-            kept = np.sort(kept[order])
-        # Divided by the largest, which is 1: a small temperature cannot underflow it.
-        scaled = weights[kept] ** (1.0 / sampling.temperature)
-        total = np.cumsum(scaled)
-        place = int(np.searchsorted(total, self._draw() * total[-1], side="right"))
+        kept, weights = candidates(logits, self.sampling)
+        total, draw = np.cumsum(weights), uniform(self._seed, self._accepted)
+        place = int(np.searchsorted(total, draw * total[-1], side="right"))
         return int(kept[min(place, len(kept) - 1)])
+
+
+def candidates(
+    logits: NDArray[np.float32], sampling: Sampling
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The tokens to draw from, ascending, and their weights; the largest weight is 1.
+
+    Args:
+        logits: float32 [V], penalised; the largest is finite.
+        sampling: one that draws.
+    """
+    largest = logits.max()
+    weights = np.exp(logits.astype(np.float64) - float(largest))
+    cutoff = _top_p_cutoff(weights, sampling.top_p)
+    kept = np.flatnonzero((weights >= cutoff) & (largest - logits <= FARTHEST))
+    if 0 < sampling.top_k < len(kept):
+        order = np.argsort(-weights[kept], kind="stable")[: sampling.top_k]
+        kept = np.sort(kept[order])
+    # Divided by the largest, which is 1: a small temperature cannot underflow it.
+    return kept, weights[kept] ** (1.0 / sampling.temperature)
 
 
 def _top_p_cutoff(weights: NDArray[np.float64], top_p: float) -> float:
@@ -194,12 +208,33 @@ def _top_p_cutoff(weights: NDArray[np.float64], top_p: float) -> float:
     return max(float(ranked[min(place, len(ranked) - 1)]), float(np.nextafter(0.0, 1.0)))
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and bool(value >= 0)
-
-
-def _require(sampling: Sampling, name: str, range_: str, is_valid: Any) -> None:
+def _require(sampling: Sampling, name: str, range_: str, is_valid: Callable[[float], bool]) -> None:
+    """Makes a setting a float, so that NumPy's narrow types do not overflow later on."""
     value = getattr(sampling, name)
     number = isinstance(value, (int, float, np.integer, np.floating))
-    if not number or isinstance(value, bool) or not math.isfinite(value) or not is_valid(value):
-        raise KernelForgeError(f"sampling: {name} is {value!r}, it must be {range_}")
+    try:
+        plain = float(value) if number and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        plain = math.inf
+    if not math.isfinite(plain) or not is_valid(plain):
+        raise KernelForgeError(f"sampling: {name} is {_short(value)}, it must be {range_}")
+    object.__setattr__(sampling, name, plain)
+
+
+def _require_count(sampling: Sampling, name: str) -> None:
+    """The same for whole numbers, of any size."""
+    value = getattr(sampling, name)
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < 0:
+        raise KernelForgeError(
+            f"sampling: {name} is {_short(value)}, it must be a whole number from 0 up"
+        )
+    object.__setattr__(sampling, name, int(value))
+
+
+def _short(value: Any) -> str:
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python spells no number of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."

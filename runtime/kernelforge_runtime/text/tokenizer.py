@@ -130,6 +130,11 @@ def utf8(text: str | bytes) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
+        if 0xDC80 <= ord(text[error.start]) <= 0xDCFF:  # how Python brings in what is no text
+            raise TokenizerError(
+                f"byte {ord(text[error.start]) - 0xDC00:#x} at character {error.start} of the text "
+                "is not UTF-8: convert the text first"
+            ) from None
         raise TokenizerError(
             f"the text holds {text[error.start]!r} at character {error.start}, half of a "
             "surrogate pair: pass valid Unicode, or bytes"

@@ -11,11 +11,12 @@ from numpy.typing import DTypeLike, NDArray
 from kernelforge_runtime.errors import DeviceError, OutOfMemoryError
 from kernelforge_runtime.vk.loader import check
 from kernelforge_runtime.vk.memory import Placement
+from kernelforge_runtime.vk.pages import populate
 
 if TYPE_CHECKING:
     from kernelforge_runtime.vk.device import Device
 
-_STORAGE = 0x20
+_UNIFORM, _STORAGE = 0x10, 0x20
 _TRANSFER = 0x1 | 0x2
 _ADDRESS = 0x20000
 _DEVICE_LOCAL, _HOST_VISIBLE, _HOST_COHERENT, _HOST_CACHED = 0x1, 0x2, 0x4, 0x8
@@ -47,7 +48,7 @@ class Buffer:
                 "sType": lib.VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
                 "pNext": self._creation_chain(),
                 "size": self.nbytes,
-                "usage": _STORAGE | _TRANSFER | (_ADDRESS if with_address else 0),
+                "usage": self._usage(device),
             },
         )
         doing = f"allocating buffer {name!r} of {nbytes / 1e6:.1f} MB"
@@ -70,6 +71,13 @@ class Buffer:
             where.sType = lib.VK_STRUCTURE_TYPE_BUFFER_DEVICE_ADDRESS_INFO
             where.buffer = self.handle
             self.address = int(lib.vkGetBufferDeviceAddress(device.handle, where))
+
+    @staticmethod
+    def _usage(device: Device) -> int:
+        features = device.info.features
+        uniform = _UNIFORM if "uniform_windows" in features else 0
+        address = _ADDRESS if "buffer_device_address" in features else 0
+        return _STORAGE | _TRANSFER | uniform | address
 
     def _creation_chain(self) -> Any:
         """What a kind of buffer adds to its VkBufferCreateInfo: nothing."""
@@ -136,10 +144,9 @@ class Buffer:
     def placement(device: Device, host_visible: bool) -> Placement:
         """Where a buffer would go: found with one that is given no memory."""
         ffi, lib = device.ffi, device.lib
-        with_address = "buffer_device_address" in device.info.features
         info = ffi.new("VkBufferCreateInfo*")
         info.sType = lib.VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO
-        info.size, info.usage = 16, _STORAGE | _TRANSFER | (_ADDRESS if with_address else 0)
+        info.size, info.usage = 16, Buffer._usage(device)
         out, needs = ffi.new("VkBuffer*"), ffi.new("VkMemoryRequirements*")
         check(lib.vkCreateBuffer(device.handle, info, ffi.NULL, out), "looking for memory")
         lib.vkGetBufferMemoryRequirements(device.handle, out[0], needs)
@@ -162,6 +169,14 @@ class Buffer:
         if self.mapped is None:
             raise DeviceError(f"buffer {self.name!r} is not visible to the host; use download")
         return self.mapped.view(dtype)
+
+    def expect(self, offset: int, nbytes: int) -> None:
+        """Says that the host is about to write these bytes of the mapped memory.
+
+        Where the device is a processor its memory is made of the host's pages.
+        """
+        if self.mapped is not None and self.device.info.device_type == "cpu":
+            populate(self.mapped[offset : offset + nbytes])
 
     def upload(self, data: NDArray[Any], offset: int = 0) -> None:
         """Copies an array's bytes into the buffer from byte `offset`; returns when it is done."""

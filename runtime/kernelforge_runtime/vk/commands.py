@@ -95,14 +95,16 @@ class CommandBuffer:
         )
 
     def dispatch(
-        self, pipeline: Pipeline, descriptors: Any, push: bytes, counts: Sequence[int]
+        self, pipeline: Pipeline, descriptors: Sequence[Any], push: bytes, counts: Sequence[int]
     ) -> None:
-        """Records one kernel call: a descriptor set or None, push constants, workgroup counts."""
+        """Records one kernel call: descriptor sets, push constants, workgroup counts."""
         ffi, lib = self.device.ffi, self.device.lib
         lib.vkCmdBindPipeline(self.handle, 1, pipeline.handle)
-        if descriptors is not None:
-            sets = ffi.new("VkDescriptorSet[1]", [descriptors])
-            lib.vkCmdBindDescriptorSets(self.handle, 1, pipeline.layout, 0, 1, sets, 0, ffi.NULL)
+        if descriptors:
+            sets, count = ffi.new("VkDescriptorSet[]", list(descriptors)), len(descriptors)
+            lib.vkCmdBindDescriptorSets(
+                self.handle, 1, pipeline.layout, 0, count, sets, 0, ffi.NULL
+            )
         if push:
             lib.vkCmdPushConstants(
                 self.handle, pipeline.layout, 0x20, 0, len(push), ffi.from_buffer(push)

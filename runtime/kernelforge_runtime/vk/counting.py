@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from kernelforge_runtime.vk.buffer import Buffer
 from kernelforge_runtime.vk.device import Device
+from kernelforge_runtime.vk.memory import Placement
 from kernelforge_runtime.vk.staging import STAGING_BYTES
 
 
@@ -35,6 +36,10 @@ class CountingDevice(Device):
         """A buffer without memory."""
         self.count(nbytes, host_visible)
         return CountedBuffer(self, nbytes, name)
+
+    def placement(self, host_visible: bool) -> Placement:
+        """As of the real device."""
+        return self._places[host_visible]
 
     def count(self, nbytes: int, host_visible: bool = False) -> None:
         """Counts a buffer of so many bytes."""

@@ -62,7 +62,7 @@ class Device:
         self.ffi, self.lib = instance.ffi, instance.lib
         self.lost = ""
         self._owned: dict[int, tuple[str, Owned]] = {}
-        self._pipelines: dict[tuple[str, Any], Pipeline] = {}
+        self._pipelines: dict[tuple[str, Any, int], Pipeline] = {}
         self.handle: Any = self._create()
         ffi, lib = self.ffi, self.lib
         queue = ffi.new("VkQueue*")
@@ -92,6 +92,8 @@ class Device:
         v12.shaderFloat16 = "float16" in offered
         v12.shaderInt8 = "int8" in offered
         v12.storageBuffer8BitAccess = "storage8" in offered
+        windows = "uniform_windows" in offered
+        v12.runtimeDescriptorArray = v12.descriptorBindingVariableDescriptorCount = windows
         v11 = ffi.new("VkPhysicalDeviceVulkan11Features*")
         v11.sType = lib.VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_FEATURES
         v11.storageBuffer16BitAccess = "storage16" in offered
@@ -126,6 +128,7 @@ class Device:
             chosen = flexible.enabling(ffi, offered, features.pNext)
             features.pNext = chosen.pointer
         features.features.shaderInt64 = "int64" in offered
+        features.features.shaderUniformBufferArrayDynamicIndexing = windows
         for name in ("VK_KHR_portability_subset", EXTERNAL_MEMORY_FD):
             if name in self.physical.extensions:
                 extensions.append(ffi.new("char[]", name.encode()))
@@ -148,16 +151,20 @@ class Device:
         """
         return Buffer(self, nbytes, name, host_visible)
 
-    def pipeline(self, module: ShaderModule) -> Pipeline:
-        """The pipeline of a module, made once per device.
+    def pipeline(self, module: ShaderModule, room: int = 0) -> Pipeline:
+        """The pipeline of a module, made once per device, and per room for windows.
+
+        Args:
+            module: the kernel.
+            room: how many windows it can show of a buffer, see `Signature.window_room`.
 
         Raises:
             DeviceError: the driver refuses it, or the device lacks a feature that it needs.
             SpirvError: the module does not match its signature.
         """
-        key = (module.sha256, module.signature)
+        key = (module.sha256, module.signature, room)
         if key not in self._pipelines:
-            self._pipelines[key] = Pipeline(self, module)
+            self._pipelines[key] = Pipeline(self, module, room)
         return self._pipelines[key]
 
     def memory_type(self, allowed: int, host_visible: bool) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kernelforge_runtime.abi.device_info import CooperativeShape, DeviceInfo, FlexibleMatrix
+from kernelforge_runtime.abi.windows import MOST_BUFFERS, MOST_WINDOWS, WINDOW_BYTES
 from kernelforge_runtime.vk import flexible
 from kernelforge_runtime.vk.loader import Instance, check
 from kernelforge_runtime.vk.memory import BUDGET_EXTENSION
@@ -33,6 +34,7 @@ class PhysicalDevice:
         info: everything a kernel may ask.
         queue_family: index of the compute queue family used.
         extensions: names of the device extensions it offers.
+        uniform_alignment: of what is bound as a uniform buffer, in bytes.
         memory_types: (property flags, heap index) of each.
         heaps: bytes of each memory heap.
     """
@@ -43,6 +45,7 @@ class PhysicalDevice:
         self.extensions = self._extensions()
         self.queue_family, timestamp_bits = self._queue_family()
         self.memory_types, self.heaps, local = self._memory()
+        self.uniform_alignment = 0
         self.info = self._info(timestamp_bits, max(local))
 
     def _extensions(self) -> frozenset[str]:
@@ -123,12 +126,19 @@ class PhysicalDevice:
         properties.pNext = subgroup
         lib.vkGetPhysicalDeviceProperties2(self.handle, properties)
         limits = properties.properties.limits
+        self.uniform_alignment = int(limits.minUniformBufferOffsetAlignment)
         size = int(subgroup.subgroupSize)
 
         features = set(self._features(version))
         if subgroup.supportedStages & _COMPUTE_STAGE:
             operations = int(subgroup.supportedOperations)
             features |= {n for n, bits in _SUBGROUP_BITS.items() if operations & bits == bits}
+        if (
+            min(limits.maxPerStageDescriptorUniformBuffers, limits.maxDescriptorSetUniformBuffers)
+            < MOST_BUFFERS * MOST_WINDOWS
+            or limits.maxUniformBufferRange < WINDOW_BYTES
+        ):
+            features.discard("uniform_windows")
         shapes = self._cooperative_shapes() if "cooperative_matrix" in features else ()
         matrices: tuple[FlexibleMatrix, ...] = ()
         if not shapes:
@@ -217,6 +227,9 @@ class PhysicalDevice:
             "subgroup_size_control": v13.subgroupSizeControl
             if is_13
             else sizes.subgroupSizeControl,
+            "uniform_windows": v12.runtimeDescriptorArray
+            and v12.descriptorBindingVariableDescriptorCount
+            and all_features.features.shaderUniformBufferArrayDynamicIndexing,
         }
         return [name for name, value in offered.items() if value]
 

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.spirv import check_module
+from kernelforge_runtime.abi.windows import MOST_WINDOWS
 from kernelforge_runtime.errors import DeviceError
 from kernelforge_runtime.vk.loader import check
 
 if TYPE_CHECKING:
     from kernelforge_runtime.vk.device import Device
 
-_STORAGE_BUFFER = 7
+_UNIFORM_BUFFER, _STORAGE_BUFFER = 6, 7
+_VARIABLE_COUNT = 0x8
 _COMPUTE_STAGE = 0x20
 _FULL_SUBGROUPS = 0x2
 
@@ -23,11 +25,12 @@ class Pipeline:
     Attributes:
         module: the kernel.
         layout: VkPipelineLayout.
-        set_layout: VkDescriptorSetLayout, or None where the kernel takes addresses only.
+        set_layout: VkDescriptorSetLayout of its buffers, or of the windows of one of them; None
+            where the kernel takes addresses only.
     """
 
-    def __init__(self, device: Device, module: ShaderModule) -> None:
-        self.device, self.module = device, module
+    def __init__(self, device: Device, module: ShaderModule, room: int = 0) -> None:
+        self.device, self.module, self._room = device, module, room or MOST_WINDOWS
         check_module(module, device.info)
         self._check_features()
         self.handle: Any = None
@@ -65,31 +68,45 @@ class Pipeline:
     def _make_layouts(self) -> None:
         device, ffi, lib = self.device, self.device.ffi, self.device.lib
         signature, doing = self.module.signature, f"making the layout of {self.module.name}"
-        sets = ffi.NULL
-        if signature.addressing == "descriptor" and signature.bindings:
-            bindings = ffi.new("VkDescriptorSetLayoutBinding[]", len(signature.bindings))
-            for index in range(len(signature.bindings)):
-                bindings[index].binding = index
-                bindings[index].descriptorType = _STORAGE_BUFFER
-                bindings[index].descriptorCount = 1
-                bindings[index].stageFlags = _COMPUTE_STAGE
-            info = ffi.new("VkDescriptorSetLayoutCreateInfo*")
-            info.sType = lib.VK_STRUCTURE_TYPE_DESCRIPTOR_SET_LAYOUT_CREATE_INFO
-            info.bindingCount, info.pBindings = len(signature.bindings), bindings
-            out = ffi.new("VkDescriptorSetLayout*")
-            check(lib.vkCreateDescriptorSetLayout(device.handle, info, ffi.NULL, out), doing)
-            self.set_layout = out[0]
-            sets = ffi.new("VkDescriptorSetLayout[1]", [self.set_layout])
+        count = 0
+        if signature.windowed:
+            self.set_layout = self._set_layout(_UNIFORM_BUFFER, 1, self._room, doing)
+            count = len(signature.windowed)
+        elif signature.addressing == "descriptor" and signature.bindings:
+            bound = len(signature.bindings)
+            self.set_layout, count = self._set_layout(_STORAGE_BUFFER, bound, 1, doing), 1
+        sets = ffi.new("VkDescriptorSetLayout[]", count * [self.set_layout])
         push = ffi.new("VkPushConstantRange*")
         push.stageFlags, push.size = _COMPUTE_STAGE, signature.push_constant_bytes
         info = ffi.new("VkPipelineLayoutCreateInfo*")
         info.sType = lib.VK_STRUCTURE_TYPE_PIPELINE_LAYOUT_CREATE_INFO
-        info.setLayoutCount, info.pSetLayouts = (1 if self.set_layout is not None else 0), sets
+        info.setLayoutCount, info.pSetLayouts = count, sets
         info.pushConstantRangeCount = 1 if push.size else 0
         info.pPushConstantRanges = push
         out = ffi.new("VkPipelineLayout*")
         check(lib.vkCreatePipelineLayout(device.handle, info, ffi.NULL, out), doing)
         self.layout = out[0]
+
+    def _set_layout(self, kind: int, bound: int, most: int, doing: str) -> Any:
+        """The layout of a set: `bound` bindings of up to `most` buffers each."""
+        device, ffi, lib = self.device, self.device.ffi, self.device.lib
+        bindings = ffi.new("VkDescriptorSetLayoutBinding[]", bound)
+        for index in range(bound):
+            bindings[index].binding = index
+            bindings[index].descriptorType, bindings[index].descriptorCount = kind, most
+            bindings[index].stageFlags = _COMPUTE_STAGE
+        info = ffi.new("VkDescriptorSetLayoutCreateInfo*")
+        info.sType = lib.VK_STRUCTURE_TYPE_DESCRIPTOR_SET_LAYOUT_CREATE_INFO
+        info.bindingCount, info.pBindings = bound, bindings
+        varying = ffi.new("VkDescriptorSetLayoutBindingFlagsCreateInfo*")
+        flags = ffi.new("uint32_t[]", bound * [_VARIABLE_COUNT])
+        if most > 1:  # each set has as many as its buffer needs
+            varying.sType = lib.VK_STRUCTURE_TYPE_DESCRIPTOR_SET_LAYOUT_BINDING_FLAGS_CREATE_INFO
+            varying.bindingCount, varying.pBindingFlags = bound, flags
+            info.pNext = varying
+        out = ffi.new("VkDescriptorSetLayout*")
+        check(lib.vkCreateDescriptorSetLayout(device.handle, info, ffi.NULL, out), doing)
+        return out[0]
 
     def _make_pipeline(self) -> None:
         device, ffi, lib = self.device, self.device.ffi, self.device.lib

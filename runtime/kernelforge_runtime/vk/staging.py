@@ -39,6 +39,7 @@ class Staging:
         if self._commands is None:
             self._commands = CommandBuffer(self.device, "staging")
         commands, wanted = self._commands, (source, start, target, offset, nbytes)
+        commands.wait(COPY_TIMEOUT_S)  # at once, but where the last wait was broken off
         if self._recorded != wanted:  # by the buffers themselves: handles are used again
             self._recorded = None
             commands.name = f"copy of {nbytes} bytes from buffer {source.name!r} to {target.name!r}"

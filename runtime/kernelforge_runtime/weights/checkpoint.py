@@ -24,6 +24,7 @@ from kernelforge_runtime.dtypes import DTYPES
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.quantize import Quantized, dequantize
 from kernelforge_runtime.stored_matrix import StoredMatrix
+from kernelforge_runtime.stored_words import StoredWords
 from kernelforge_runtime.weights.entry import TensorEntry
 from kernelforge_runtime.weights.file_kind import HEAD_BYTES, file_kind
 from kernelforge_runtime.weights.lazy_rows import LazyRows
@@ -176,14 +177,18 @@ class Checkpoint:
         self._forget(raw)
         return values
 
-    def stored(self, name: str, shape: tuple[int, ...]) -> StoredMatrix | None:
-        """A float tensor as a matrix of this shape, unread; None where `tensor` has to make it.
+    def stored(self, name: str, shape: tuple[int, ...]) -> StoredMatrix | StoredWords | None:
+        """A tensor as a matrix of this shape, unread; None where `tensor` has to make it.
 
         Raises:
             ModelError: no such tensor, or the checkpoint was closed.
         """
-        if type(self) is not Checkpoint or name in self._packed or len(shape) != 2:
+        if type(self) is not Checkpoint or len(shape) != 2:
             return None  # whoever changes tensors does so in `tensor`
+        words = self.quantized(name)
+        if words is not None:
+            form = self._packed[name].format
+            return StoredWords(words, form, f"{self.path}: {name}")
         if self.dtype(name) not in FLOATS:
             return None
         raw = self.raw(name)

@@ -5,6 +5,9 @@ a tensor is larger than 64 KiB, of as many rows as fill them, evenly spread, fir
 them. So `.pth` and `.safetensors` of the same tensors have one digest, in whatever order they hold
 them; any training changes it, and so do adapters: a model with adapters has the digest of the file
 that they would be merged into. A single weight changed by hand in a large matrix may go unseen.
+
+A converted file names in its metadata the digest of the file that it comes from, and its own: what
+was trained on from it may have kept the metadata, and is no conversion any more.
 """
 
 from __future__ import annotations
@@ -12,29 +15,36 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelforge_runtime.model_identity import DIGEST_BYTES, ModelHash, is_hash
 from kernelforge_runtime.weights.checkpoint import Checkpoint
 
 SAMPLE_BYTES = 1 << 16
 """Of a tensor."""
-DIGEST_BYTES = 16
+ORIGIN_KEY: Final = "kernelforge.converted_from"
+OWN_KEY: Final = "kernelforge.converted_to"
+"""Metadata: without its own digest, which vouches for the other, a file has no origin."""
 
 
-def model_hash(checkpoint: Checkpoint) -> str:
-    """32 hex digits."""
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+def model_hash(checkpoint: Checkpoint) -> ModelHash:
+    """32 hex digits, with the model's architecture and origin."""
+    digest, shapes = (hashlib.blake2b(digest_size=DIGEST_BYTES) for _ in range(2))
     for name in sorted(checkpoint):
         shape = checkpoint.shape(name)
         about = json.dumps([name, checkpoint.dtype(name), list(shape)])
         digest.update(len(about).to_bytes(4, "little") + about.encode())
+        shapes.update(json.dumps([name, list(shape)]).encode())
         if not math.prod(shape):
             continue
         for piece in checkpoint.stored_rows(name, _sampled(checkpoint, name, shape)):
             digest.update(np.ascontiguousarray(piece).view(np.uint8).data)
-    return digest.hexdigest()
+    own, origin = digest.hexdigest(), checkpoint.metadata.get(ORIGIN_KEY)
+    vouched = checkpoint.metadata.get(OWN_KEY) == own and is_hash(origin)
+    return ModelHash(own, shapes.hexdigest(), origin if vouched else None)
 
 
 def _sampled(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> NDArray[np.intp]:

@@ -1,12 +1,14 @@
 """Quantised matrices in a safetensors file: words under the matrix' name, scales behind `.scale`.
 
-The file's metadata names the format: `kernelforge.quantized` is q8 or nf4. Both tensors are u32 and
-hold what `quantize.Quantized` does; whatever has no scales is stored as in any other file.
+The file's metadata names the format: `kernelforge.quantized` is q8, nf4, or `nf4,q8` where it has
+both; which of them a matrix is in its words and scales tell, of which there are 16 to 1 or 8 to 1.
+Both tensors are u32 and hold what `quantize.Quantized` does; whatever has no scales is stored as in
+any other file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -44,15 +46,16 @@ def pair_scales(
     Raises:
         ModelError: the format is not known, or scales do not fit their matrix.
     """
-    name = metadata.get(METADATA_KEY)
-    if name is None:
+    text = metadata.get(METADATA_KEY)
+    if text is None:
         return dict(entries), {}
-    form = DTYPES.get(name)
-    if form not in QUANTIZED:
+    forms = [DTYPES[name] for name in text.split(",") if DTYPES.get(name) in QUANTIZED]
+    named = [form.name for form in forms]
+    if not named or ",".join(named) != text or len({*named}) < len(named):
         known = ", ".join(sorted(d.name for d in QUANTIZED))
-        raise ModelError(f"{where}: its weights are quantised as {name[:40]!r}, known are {known}")
+        raise ModelError(f"{where}: its weights are quantised as {text[:40]!r}, known are {known}")
     packed = {
-        matrix: _fitting(matrix, PackedEntry(form, entries[matrix], entries[matrix + SCALE]), where)
+        matrix: _fitting(matrix, forms, entries[matrix], entries[matrix + SCALE], where)
         for matrix in entries
         if matrix + SCALE in entries
     }
@@ -61,15 +64,18 @@ def pair_scales(
     return {n: e for n, e in left.items() if n not in scales}, packed
 
 
-def _fitting(name: str, entry: PackedEntry, where: str) -> PackedEntry:
-    weight, scale = entry.weight, entry.scale
-    fits = weight.dtype == scale.dtype == "u32" and len(weight.shape) == len(scale.shape) == 2
-    if fits:
-        rows, k = entry.matrix.shape
-        fits = k > 0 and scale.shape == (rows, k // K_MULTIPLE) and k % K_MULTIPLE == 0
-    if not fits:
-        raise ModelError(
-            f"{where}: {name} of shape {list(weight.shape)} {weight.dtype} has scales of shape "
-            f"{list(scale.shape)} {scale.dtype}, which do not fit {entry.format}: damaged"
-        )
-    return entry
+def _fitting(
+    name: str, forms: Sequence[DType], weight: TensorEntry, scale: TensorEntry, where: str
+) -> PackedEntry:
+    """The matrix in the one of the formats that its scales are right for."""
+    if weight.dtype == scale.dtype == "u32" and len(weight.shape) == len(scale.shape) == 2:
+        for form in forms:
+            entry = PackedEntry(form, weight, scale)
+            rows, k = entry.matrix.shape
+            if k > 0 and scale.shape == (rows, k // K_MULTIPLE) and k % K_MULTIPLE == 0:
+                return entry
+    raise ModelError(
+        f"{where}: {name} of shape {list(weight.shape)} {weight.dtype} has scales of shape "
+        f"{list(scale.shape)} {scale.dtype}, which do not fit "
+        f"{' or '.join(form.name for form in forms)}: damaged"
+    )

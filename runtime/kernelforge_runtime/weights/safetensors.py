@@ -46,6 +46,13 @@ _SPACE: Final = re.compile(rb"[ \t\r\n]*+")
 # Possessive, so that a hostile string costs no backtracking and no memory.
 _STRING_REST: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NUMBER: Final = re.compile(rb"0|[1-9][0-9]{0,18}+(?![0-9])")
+# What nearly all files hold, in one match each; whatever is otherwise is read piece by piece.
+_PLAIN: Final = re.compile(rb'[ \t\r\n]*+"([ !#-\[\]-~]{0,%d}+)"' % MAX_NAME_BYTES)
+_WHOLE: Final = rb"(?:0|[1-9][0-9]{0,18}+)"
+_TENSOR: Final = re.compile(
+    rb'\{"dtype":"([A-Z0-9]{1,8}+)","shape":\[((?:N(?:,N){0,7}+)?)\],"data_offsets":\[(N),(N)\]\}'
+    .replace(b"N", _WHOLE)
+)  # fmt: skip
 
 
 def read_safetensors(
@@ -160,6 +167,12 @@ class _HeaderScan:
         code: str | None = None
         shape: tuple[int, ...] | None = None
         offsets: tuple[int, ...] | None = None
+        usual = _TENSOR.match(self._text, self._at)
+        if usual is not None and usual[1].decode() in _DTYPES:
+            self._at = usual.end()
+            dims = usual[2].split(b",") if usual[2] else []
+            sizes, ends = tuple(map(int, dims)), (int(usual[3]), int(usual[4]))
+            return self._bounded(name, usual[1].decode(), sizes, ends)
         for field in self._members(8):
             if field == "dtype" and code is None:
                 code = self._string()
@@ -176,6 +189,12 @@ class _HeaderScan:
                 raise self._wrong(f"unexpected or repeated field {field!r} of tensor {name!r}")
         if code is None or shape is None or offsets is None or len(offsets) != 2:
             raise self._wrong(f"tensor {name!r} needs dtype, shape and two data_offsets")
+        return self._bounded(name, code, shape, offsets)
+
+    def _bounded(
+        self, name: str, code: str, shape: tuple[int, ...], offsets: tuple[int, ...]
+    ) -> tuple[str, tuple[int, ...], int, int]:
+        """The tensor, once it claims no more elements than any model has."""
         elements = 1
         for dim in shape:
             elements *= max(dim, 1)
@@ -223,6 +242,10 @@ class _HeaderScan:
             self._take(b",")
 
     def _string(self) -> str:
+        plain = _PLAIN.match(self._text, self._at)
+        if plain is not None:
+            self._at = plain.end()
+            return plain[1].decode("ascii")
         begin, end = self._string_span()
         if end - begin > MAX_NAME_BYTES:
             raise self._wrong(f"a name of {end - begin} bytes, the limit is {MAX_NAME_BYTES}")

@@ -124,10 +124,10 @@ class TimeMix:
         down, up, column = [], {}, 3 * width
         for letter in "wag" if first else "wavg":
             one, two = f"att.{letter}1", f"att.{letter}2"
-            weight = read(one).T
+            weight = read.matrix(one).T
             slot, activation = SHIFTS.index(letter), LORA_ACTIVATION[letter]
             down.append(Part(read.name(one), weight, slot, activation=activation))
-            up[letter] = Part(read.name(two), read(two).T, column=column)
+            up[letter] = Part(read.name(two), read.matrix(two).T, column=column)
             column += -(-len(weight) // 32) * 32
         if first:  # keeps w, a, v, g in their places: a zero matrix of rank 32
             zero = np.zeros((width, 32), np.float32)

@@ -21,6 +21,7 @@ from kernelforge_runtime.dtypes import BF16, DTYPES, F16, F32, DType, decode, en
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.quantize import Quantized, dequantize, quantize
 from kernelforge_runtime.stored_matrix import StoredMatrix
+from kernelforge_runtime.stored_words import StoredWords
 from kernelforge_runtime.weights.adapters.asked import Adapter, as_adapters
 from kernelforge_runtime.weights.adapters.change import Apply, Change, Held, Rows
 from kernelforge_runtime.weights.adapters.recognise import changes, pair_pissa, read_parts
@@ -161,7 +162,7 @@ class MergedCheckpoint(Checkpoint):
         old = decode(found[0], form)
         return [self._stored(name, self._merge(name, self._prepared(name), old, rows, form))]
 
-    def stored(self, name: str, shape: tuple[int, ...]) -> StoredMatrix | None:
+    def stored(self, name: str, shape: tuple[int, ...]) -> StoredMatrix | StoredWords | None:
         """As of any checkpoint; None of merged tensors."""
         if name in self._changes or name in self._added:
             return None

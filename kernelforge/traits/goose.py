@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge.segments import filled_segments
+from kernelforge.traits.segments import filled_segments
 
 Array = NDArray[Any]
 
@@ -56,7 +56,7 @@ def recurrence(s: Array, state: Array, segment: Array, out: Array) -> tuple[Arra
     Args:
         s: [6, T, H, N]: r, w, k, v, a, b.
         state: [B, H, N, N], [value][key]; row `slot` is a segment's.
-        segment: [B, 4]; see `kernelforge.segments`.
+        segment: [B, 4]; see `kernelforge.traits.segments`.
         out: [T, H, N]; tokens without a segment keep what it holds.
     """
     r, w, k, v, a, b = s.astype(np.float64)

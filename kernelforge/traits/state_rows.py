@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kernelforge.choices import addressing, word_features
 from kernelforge.space import Constraint, ProblemConstraint
+from kernelforge.traits.choices import addressing, word_features
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature
 
@@ -54,6 +54,17 @@ def state_signature(
     )
 
 
+LANES_TOGETHER = Constraint(
+    "lanes stay inside a subgroup",
+    lambda p, d: (
+        p["LANES"] == 1
+        or (p["LANES"] < p["WORKGROUP"] and p["LANES"] <= d.subgroup_min)
+        or d.subgroup_min <= p["LANES"] == p["WORKGROUP"] <= d.subgroup_max
+    ),
+)
+"""LANES of WORKGROUP add up by subgroup operations, whatever size the device's subgroups have."""
+
+
 def row_constraints() -> tuple[Constraint | ProblemConstraint, ...]:
     """Rules on HEAD, WORKGROUP, LANES and ROWS."""
     return (
@@ -62,14 +73,7 @@ def row_constraints() -> tuple[Constraint | ProblemConstraint, ...]:
         # More than that in one invocation: software drivers need minutes to compile it.
         Constraint("a lane keeps 64 keys at most", lambda p, d: p["HEAD"] // p["LANES"] <= 64),
         Constraint("workgroups divide a head", lambda p, d: p["HEAD"] % rows_of(p) == 0),
-        Constraint(
-            "lanes stay inside a subgroup",
-            lambda p, d: (
-                p["LANES"] == 1
-                or (p["LANES"] < p["WORKGROUP"] and p["LANES"] <= d.subgroup_min)
-                or d.subgroup_min <= p["LANES"] == p["WORKGROUP"] <= d.subgroup_max
-            ),
-        ),
+        LANES_TOGETHER,
         ProblemConstraint(
             "compiled for this head size", lambda p, d, problem: p["HEAD"] == problem["N"]
         ),

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge.choices import activation_type, epilogue, random_route, stored
 from kernelforge.family import Arrays
-from kernelforge.matrices import random_weight, weight_bindings, weight_bits, weight_values
+from kernelforge.traits.choices import activation_type, epilogue, random_route, stored
+from kernelforge.traits.matrices import random_weight, weight_bindings, weight_bits, weight_values
 from kernelforge.weight_layouts import layout_name
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.route import ROUTE_ROWS
@@ -84,9 +84,16 @@ def product_oracle(
     constants: Mapping[str, float],
 ) -> Arrays:
     """The product in float64, block by block, with each block's epilogue."""
+    return routed_product(problem, weight_values(given, precision), given)
+
+
+def routed_product(
+    problem: Problem, weight: NDArray[np.float32], given: Mapping[str, NDArray[Any]]
+) -> Arrays:
+    """out_y [T, M] in float64 of weights [M, K] that were decoded, rounded as it is stored."""
     t, k = problem["T"], problem["K"]
-    weight, x = weight_values(given, precision), given["in_x"].reshape(-1)
-    out = given["out_y"].astype(np.float64)
+    x = given["in_x"].reshape(-1)
+    out = given["out_y"].astype(np.float64).reshape(t, -1)
     for block, way in enumerate(given["route"]):
         rows = slice(block * ROUTE_ROWS, (block + 1) * ROUTE_ROWS)
         starts = int(way[0]) + np.arange(t) * int(way[1])

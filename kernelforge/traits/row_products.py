@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kernelforge.choices import ADDRESS, WORD, activation_bits, word_features
 from kernelforge.space import Choice, Constraint, ProblemConstraint
+from kernelforge.traits.choices import ADDRESS, WORD, activation_bits, word_features
 from kernelforge.weight_layouts import LAYOUT, TOGETHER
+from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.route import ROUTE_ROWS
 from kernelforge_runtime.dtypes import F16, NF4, Q8, QUANTIZED, DType
 
+WINDOWS = Choice(
+    "ADDRESS", (0, 1, 2), default=0, needs={1: "buffer_device_address", 2: "uniform_windows"}
+)
+"""By descriptors; by address; or that, and weights through windows of uniform buffers."""
 MAX_SUMS = 32
 """Sums that one invocation may keep; more than that is sure to spill."""
 MAX_PRODUCTS = 256
@@ -27,9 +32,11 @@ UNPACKS = {
 def row_product_features(p: Mapping[str, Any]) -> set[str]:
     """Device features of the sums, and of the ways to make floats of weights."""
     features = set(word_features(p))
+    if p["ADDRESS"] == 2:
+        features.add("uniform_windows")
     shuffled = p["UNPACK"] in ("shuffle", "shuffle16") or p["SCALES"] == "handed"
     if p["REDUCE"] == "butterfly" or shuffled:
-        features.add("subgroup_shuffle")
+        features.add("subgroup_shuffle")  # of rows of one lane each, for x
     if p["REDUCE"] in ("subgroup", "hybrid"):
         whole = p["LANES"] == p["WORKGROUP"]
         features.add("subgroup_arithmetic" if whole else "subgroup_clustered")
@@ -39,7 +46,7 @@ def row_product_features(p: Mapping[str, Any]) -> set[str]:
 def row_product_subgroup(p: Mapping[str, Any]) -> int:
     """The subgroup size that a variant requires; 0 for any."""
     alone = p["REDUCE"] == "subgroup" and p["LANES"] == p["WORKGROUP"]
-    return int(p["WORKGROUP"]) if alone else 0
+    return int(p["WORKGROUP"]) if alone or p["LANES"] == 1 else 0
 
 
 def row_product_grid(p: Mapping[str, Any]) -> Grid:
@@ -53,6 +60,8 @@ def matters(precision: DType, p: Mapping[str, Any]) -> bool:
     elements = p["VEC"] * 32 // precision.bits
     # Of several columns the template takes eight elements at a time, in a loop of its own.
     at_once = elements if p["COLS"] == 1 else min(elements, 8)
+    if p["LANES"] == 1:
+        at_once = 16  # of a block of 32, but what is around the products is little
     if p["ROWS"] * p["COLS"] * p["UNROLL"] * at_once > MAX_PRODUCTS:
         return False
     if p["SCALES"] == "handed" and (precision not in QUANTIZED or p["LANES"] * elements % 64):
@@ -88,10 +97,22 @@ def _layout_helps(p: Mapping[str, Any]) -> bool:
     return bool(p["LAYOUT"] == "rows" or (whole and rows % TOGETHER[p["LAYOUT"]] == 0))
 
 
+def _lanes_own_rows(p: Mapping[str, Any], device: DeviceInfo) -> bool:
+    return bool(
+        device.subgroup_min <= p["WORKGROUP"] <= min(device.subgroup_max, 32)
+        and p["REDUCE"] == "butterfly"
+        and p["INPUT"] == "direct"
+        and p["SCALES"] == "own"
+        and p["VEC"] == 4
+        and p["UNROLL"] == 1
+    )
+
+
 def row_product_space(
     inputs: tuple[str, ...],
     rows: int,
     shared_floats: Callable[[Mapping[str, Any]], int] = lambda p: 0,
+    own_rows: bool = False,
 ) -> tuple[Choice | Constraint | ProblemConstraint, ...]:
     """Choices and rules of templates that use lib/row_products.
 
@@ -99,10 +120,11 @@ def row_product_space(
         inputs: values of INPUT, the default first.
         rows: default of ROWS.
         shared_floats: what a variant keeps in shared memory besides sums, levels and staged x.
+        own_rows: the template has the form of lib/own_rows, for LANES = 1.
     """
     return (
         Choice("WORKGROUP", (4, 8, 16, 32, 64, 128, 256), default=32),
-        Choice("LANES", (4, 8, 16, 32, 64, 128, 256), default=32),
+        Choice("LANES", (*((1,) if own_rows else ()), 4, 8, 16, 32, 64, 128, 256), default=32),
         Choice("ROWS", (1, 2, 4, 8, 16, 32), default=rows),
         # In this order, so that the default for a few tokens reads the weights once.
         Choice("COLS", (1, 8, 4, 2), default=1),
@@ -117,7 +139,7 @@ def row_product_space(
             needs={"shuffle": "subgroup_shuffle", "shuffle16": "subgroup_shuffle"},
         ),
         Choice("SCALES", ("own", "handed"), default="own", needs={"handed": "subgroup_shuffle"}),
-        ADDRESS,
+        WINDOWS if own_rows else ADDRESS,
         WORD,
         *activation_bits("X", "Y"),
         LAYOUT,
@@ -130,7 +152,7 @@ def row_product_space(
             # More of them share nothing but the launch.
             "a workgroup has at most four groups, and one that is wider than a subgroup",
             lambda p, d: (
-                p["WORKGROUP"] == p["LANES"]
+                p["LANES"] in (1, p["WORKGROUP"])
                 or (
                     p["WORKGROUP"] <= 4 * p["LANES"]
                     and (p["LANES"] <= d.subgroup_min or "subgroup_arithmetic" not in d.features)
@@ -176,6 +198,24 @@ def row_product_space(
             lambda p, d: (
                 p["REDUCE"] not in ("subgroup", "butterfly")
                 or p["ROWS"] * p["COLS"] <= 4 * p["LANES"]
+                or p["LANES"] == 1  # whose sums are few anyway
+            ),
+        ),
+        Constraint(
+            # The butterfly of one lane exchanges nothing: of all reductions it is the one left.
+            "lanes with rows of their own are one whole subgroup",
+            lambda p, d: p["LANES"] > 1 or _lanes_own_rows(p, d),
+        ),
+        Constraint(
+            # Of other lanes a subgroup's loads lie too far apart for one window.
+            "windows show rows of lanes' own, which lie together",
+            lambda p, d: (
+                p["ADDRESS"] != 2
+                or (
+                    p["LANES"] == 1
+                    and TOGETHER.get(p["LAYOUT"], 1) % p["WORKGROUP"] == 0
+                    and "buffer_device_address" in d.features
+                )
             ),
         ),
         Constraint(

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge import goose
 from kernelforge.family import Arrays
-from kernelforge.segments import filled_segments, random_segments
+from kernelforge.traits import goose
+from kernelforge.traits.segments import filled_segments, random_segments
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Binding
 from kernelforge_runtime.dtypes import F32, U32, DType
@@ -118,7 +118,7 @@ def wkv7_oracle(
     given: Mapping[str, NDArray[Any]],
     constants: Mapping[str, float],
 ) -> Arrays:
-    """See `kernelforge.goose.recurrence`."""
+    """See `kernelforge.traits.goose.recurrence`."""
     out, states = goose.recurrence(given["in_s"], given["state"], given["segment"], given["out_y"])
     return {"out_y": out, "state": states}
 

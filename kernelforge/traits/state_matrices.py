@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kernelforge.choices import addressing
 from kernelforge.space import Choice, Constraint, Flag, ProblemConstraint, Space
-from kernelforge.state_rows import chunk_shared_bytes
+from kernelforge.traits.choices import addressing
+from kernelforge.traits.state_rows import chunk_shared_bytes
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.grid import CeilDiv, Grid
 from kernelforge_runtime.abi.signature import Binding, PushConstant, Signature

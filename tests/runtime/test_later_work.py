@@ -1,0 +1,78 @@
+"""Work that is left for later is done by threads, told of in order, and dropped once it fails."""
+
+import threading
+import time
+
+import pytest
+
+from kernelforge_runtime.ops import later_work
+from kernelforge_runtime.ops.later_work import LaterWork
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_all_jobs_are_done_before_what_follows_them_is_told(threads, monkeypatch):
+    monkeypatch.setattr(later_work, "MOST_THREADS", threads)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    work, done, told = LaterWork(), set(), []
+    for number in range(20):
+        work.add(lambda number=number: done.add(number))
+        if number % 5 == 4:
+            work.tell(lambda number=number: told.append((number, done >= {*range(number + 1)})))
+    assert not done and not told
+    work.run()
+    assert told == [(4, True), (9, True), (14, True), (19, True)] and len(done) == 20
+    work.run()  # nothing is done twice
+    assert len(told) == 4
+
+
+def test_a_job_that_fails_ends_the_others_once_those_that_run_are_done(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    work, failed, finished = LaterWork(), threading.Event(), []
+
+    def slow():
+        assert failed.wait(30)
+        finished.append("slow")
+
+    def fail():
+        failed.set()
+        raise ValueError("a damaged tensor")
+
+    work.add(fail)
+    work.add(slow)
+    for _ in range(500):  # five seconds of two threads
+        work.add(lambda: finished.append(time.sleep(0.02)))
+    work.tell(lambda: finished.append("told"))
+    with pytest.raises(ValueError, match="a damaged tensor"):
+        work.run()
+    assert finished.count("slow") == 1 and "told" not in finished
+    assert len(finished) < 500
+
+
+def test_jobs_may_begin_at_once_and_what_fails_is_told_when_all_are_waited_for(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    work, begun = LaterWork(at_once=True), threading.Event()
+    work.add(begun.set)
+    assert begun.wait(30)
+
+    def fail():
+        raise ValueError("a damaged tensor")
+
+    work.add(fail)
+    with pytest.raises(ValueError, match="a damaged tensor"):
+        work.run()
+
+
+def test_dropped_work_is_not_begun_and_what_runs_is_waited_for(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    work, begun, done = LaterWork(at_once=True), threading.Barrier(3), []
+
+    def slow():
+        begun.wait(30)
+        time.sleep(0.5)
+        done.append("slow")
+
+    for job in (slow, slow, lambda: done.append("never")):
+        work.add(job)
+    begun.wait(30)
+    work.drop()
+    assert done == ["slow", "slow"]
