@@ -1,24 +1,17 @@
-"""Turns text into token ids and back, with the vocabulary a model was trained on.
+"""What a vocabulary is, the simplest one, and what all of them check.
 
-Three kinds: the World vocabulary (through `pyrwkv_tokenizer`), a Hugging Face `tokenizer.json`
-(through `tokenizers`, an extra), and plain bytes for tiny models. The libraries are imported when
-a vocabulary is loaded. Partial characters while streaming are `text.stream`'s business.
+The others are `text.world` and `text.hugging_face`; `text.loading` finds a model's.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 from kernelforge_runtime.errors import TokenizerError
 
-WORLD_IDS: Final = 65_530
-"""Ids of the World vocabulary: 0 ends a document, 1 to 65529 are tokens."""
-_WORLD_PADDED: Final = 65_536
-_BYTE_IDS: Final = 256
+BYTE_IDS: Final = 256
 
 
 class Tokenizer(Protocol):
@@ -58,7 +51,7 @@ class ByteTokenizer:
 
     def __init__(self) -> None:
         self.name = "bytes"
-        self.vocab_size = _BYTE_IDS
+        self.vocab_size = BYTE_IDS
         self.end_token: int | None = None
         self.is_bytewise = True
 
@@ -70,53 +63,6 @@ class ByteTokenizer:
         """The tokens as bytes."""
         check_ids(tokens, self.vocab_size, self.name)
         return bytes(tokens)
-
-
-def load_tokenizer(spec: str | os.PathLike[str], vocab_size: int) -> Tokenizer:
-    """The tokenizer for a model.
-
-    Args:
-        spec: "auto" (by `vocab_size`), "world", "bytes", the path of a Hugging Face
-            `tokenizer.json`, or of a vocabulary in the World format (`.txt`).
-        vocab_size: rows of the model's embedding.
-
-    Raises:
-        TokenizerError: no such vocabulary, it does not fit the model, or its library is missing.
-    """
-    kind = str(spec)
-    if kind == "auto":
-        kind = _kind_for(vocab_size)
-    if kind == "bytes":
-        if vocab_size < _BYTE_IDS:
-            raise TokenizerError(
-                f"tokenizer bytes needs {_BYTE_IDS} ids, the model has {vocab_size}: pass the "
-                "model's own vocabulary"
-            )
-        return ByteTokenizer()
-    path = Path(kind)
-    if kind == "world" or path.suffix == ".txt":
-        from kernelforge_runtime.text.world import WorldTokenizer
-
-        return WorldTokenizer(None if kind == "world" else path, vocab_size)
-    if path.suffix == ".json":
-        from kernelforge_runtime.text.hugging_face import HuggingFaceTokenizer
-
-        return HuggingFaceTokenizer(path, vocab_size)
-    raise TokenizerError(
-        f"tokenizer {kind!r} is not known: pass auto, world, bytes, or the path of a "
-        "tokenizer.json or a World vocabulary .txt"
-    )
-
-
-def _kind_for(vocab_size: int) -> str:
-    if vocab_size == _BYTE_IDS:
-        return "bytes"
-    if WORLD_IDS <= vocab_size <= _WORLD_PADDED:
-        return "world"
-    raise TokenizerError(
-        f"no built-in tokenizer has {vocab_size} ids (256 is bytes, 65536 is World): pass the "
-        "model's tokenizer.json, for Pile models 20B_tokenizer.json"
-    )
 
 
 def utf8(text: str | bytes) -> bytes:
