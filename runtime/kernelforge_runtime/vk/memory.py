@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from kernelforge_runtime.vk.physical import PhysicalDevice
 
 MEMORY_VARIABLE = "KERNELFORGE_MEMORY"
-BUDGET_EXTENSION = "VK_EXT_memory_budget"
 _UNITS = {"": 1, "b": 1} | {
     f"{letter}{ending}": base**power
     for power, letter in enumerate("kmgt", 1)

@@ -8,7 +8,6 @@ from kernelforge_runtime.abi.device_info import CooperativeShape, DeviceInfo, Fl
 from kernelforge_runtime.abi.windows import MOST_BUFFERS, MOST_WINDOWS, WINDOW_BYTES
 from kernelforge_runtime.vk import flexible
 from kernelforge_runtime.vk.loader import Instance, check
-from kernelforge_runtime.vk.memory import BUDGET_EXTENSION
 from kernelforge_runtime.vk.processor import processor_name
 
 _TYPES = {0: "other", 1: "integrated", 2: "discrete", 3: "virtual", 4: "cpu"}
@@ -21,6 +20,7 @@ _COMPUTE_STAGE = 0x20
 _SUBGROUP_SCOPE = 3
 _COMPONENTS = {0: "f16", 1: "f32", 2: "f64", 3: "i8", 5: "i32", 7: "u8", 9: "u32"}
 """VkComponentTypeKHR by its number, as far as devices multiply them."""
+BUDGET_EXTENSION = "VK_EXT_memory_budget"
 COOPERATIVE_MATRIX = "VK_KHR_cooperative_matrix"
 EXTERNAL_MEMORY_FD = "VK_KHR_external_memory_fd"
 INTEGER_DOT = "VK_KHR_shader_integer_dot_product"
