@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -59,7 +60,10 @@ def add_replay_options(parser: argparse.ArgumentParser) -> None:
         help="with --replay: keep every search in this file, and run none again that it holds",
     )
     group.add_argument(
-        "--scores", metavar="FOLDER", help="with --replay: write README.md and scores.json there"
+        "--scores",
+        metavar="FOLDER",
+        help="with --replay: write README.md and scores.json there; what this scores.json holds of "
+        "the same searches, with as many seeds, is taken over and not run again",
     )
     group.add_argument(
         "--export-t4", metavar="FILE", help="with --replay of one space: write it as T4 results"
@@ -69,7 +73,14 @@ def add_replay_options(parser: argparse.ArgumentParser) -> None:
 def score_spaces(args: argparse.Namespace, output: Output) -> int:
     """Replays, and prints a table."""
     from kernelforge.cli.searchers import WITH, Searchers
-    from kernelforge.report.searches import HEADERS, SUMMARY, row, summary_rows, write_scores
+    from kernelforge.report.searches import (
+        HEADERS,
+        SUMMARY,
+        read_scores,
+        row,
+        summary_rows,
+        write_scores,
+    )
     from kernelforge.tune.acquisition import Strategy
     from kernelforge.tune.experience import experience_of
     from kernelforge.tune.finished_runs import FinishedRuns
@@ -90,12 +101,17 @@ def score_spaces(args: argparse.Namespace, output: Output) -> int:
         raise UsageError(f"--seeds {args.seeds}: at least one search is needed")
     if args.export_t4 and len(args.replay) > 1:
         raise UsageError("--export-t4 writes one space; name one with --replay")
+    kept: dict[tuple[str, str, str, int], Scored] = {}
     if args.scores:  # before hours of searching
-        options.require_writable(args.scores, "--scores")
+        folder = options.require_writable(args.scores, "--scores")
+        kept = {(s.digest, s.strategy, s.searcher, s.seeds): s for s in read_scores(folder)}
     names = (*strategies, *Searchers.named(args.against))
     runs = FinishedRuns(Path(args.runs) if args.runs else None)
     found: list[Scored] = []
     spaces = [read_space(Path(name)) for name in args.replay]
+    for at, space in enumerate(spaces):
+        if space.name in (other.name for other in spaces[:at]):
+            raise UsageError(f"--replay: two files are called {space.name}; rename or drop one")
     with ProgressBar(output, "replay") as bar:
         for space in spaces:
             if args.export_t4:
@@ -109,6 +125,11 @@ def score_spaces(args: argparse.Namespace, output: Output) -> int:
                     output.note(f"{space.name}: no other space has its parameters: no portfolio")
             with Searchers(space, runs, args.peer_python, output.note, experience) as searchers:
                 for name in ways:
+                    known_as = (space.digest, name, searchers.searcher(name), args.seeds)
+                    if known_as in kept:
+                        found.append(replace(kept[known_as], space=space.name))
+                        bar.line("  ".join((*row(found[-1]), "(scored before)")))
+                        continue
                     finished = []
                     for seed in range(args.seeds):
                         bar.show(seed, args.seeds, f"{space.name} {name}")

@@ -74,6 +74,10 @@ class Searchers:
             found += [f"{tuner}:{each}" for each in ((way,) if way else ways)]
         return tuple(dict.fromkeys(found))
 
+    def searcher(self, name: str) -> str:
+        """What searches under this name, with its version; empty where it is not there."""
+        return self._search(name)[0]
+
     def run(self, name: str, evaluations: int, seed: int) -> FinishedRun | None:
         """One search; None where its tuner is not there."""
         searcher, search = self._search(name)

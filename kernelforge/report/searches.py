@@ -9,13 +9,19 @@ from pathlib import Path
 
 from kernelforge.errors import TuneError
 from kernelforge.report.cells import NONE, Column, Table
-from kernelforge.tune.replay import GOOD, MARKS, WINDOW, Scored
+from kernelforge.report.writing import write_files
+from kernelforge.tune.replay import GOOD, MARKS, SCORING, WINDOW, Scored
+
+PAGE_FILE = "README.md"
+SCORES_FILE = "scores.json"
 
 HEADERS = (
     "space", "strategy", "seeds", "P", "spread", *(f"at {mark}" for mark in MARKS),
     "to 95 %", "reach it", "CPU ms",
 )  # fmt: skip
-SUMMARY = ("strategy", "mean P", "worst P", "on", "at 50, median", "searched by")
+SUMMARY = (
+    "strategy", "spaces", "seeds", "mean P", "worst P", "on", "at 50, median", "searched by",
+)  # fmt: skip
 _WORDS = frozenset({"space", "strategy", "on", "searched by"})
 _HEAD = """# Searches of recorded spaces
 
@@ -73,16 +79,19 @@ def summary_rows(found: Sequence[Scored]) -> list[list[str]]:
         # Where all are as fast there is no P, and nothing to average.
         told = [scored for scored in mine if math.isfinite(scored.score)]
         mean, cells = -math.inf, [NONE, NONE, NONE]
+        # Means of unlike spaces are not to be compared: how many there were is told.
+        fewest, most = (pick(scored.seeds for scored in mine) for pick in (min, max))
+        counts = [str(len(mine)), f"{fewest}" if fewest == most else f"{fewest} to {most}"]
         if told:
             worst = min(told, key=lambda scored: scored.score)
             mean = math.fsum(scored.score for scored in told) / len(told)
             cells = [f"{mean:.3f}", f"{worst.score:.3f}", worst.space]
-        rows.append((mean, [name, *cells, f"{middle:.3f}", mine[0].searcher]))
+        rows.append((mean, [name, *counts, *cells, f"{middle:.3f}", mine[0].searcher]))
     return [cells for _, cells in sorted(rows, key=lambda pair: -pair[0])]
 
 
 def write_scores(found: Sequence[Scored], command: str, folder: Path) -> None:
-    """Writes README.md and scores.json.
+    """Writes `PAGE_FILE` and `SCORES_FILE`, both or neither.
 
     Args:
         found: every strategy on every space.
@@ -90,15 +99,36 @@ def write_scores(found: Sequence[Scored], command: str, folder: Path) -> None:
         folder: made if it is not there.
 
     Raises:
-        TuneError: it cannot be written.
+        ReportError: it cannot be written.
     """
-    document = {"command": command, "scores": [scored.to_json() for scored in found]}
+    scores = [scored.to_json() for scored in found]
+    document = {"command": command, "scoring": SCORING, "scores": scores}
+    texts = {PAGE_FILE: _markdown(found, command), SCORES_FILE: json.dumps(document, indent=1)}
+    write_files(
+        folder, {name: f"{text.rstrip()}\n" for name, text in texts.items()}, (), "--scores"
+    )
+
+
+def read_scores(folder: Path) -> tuple[Scored, ...]:
+    """What `write_scores` left in a folder; nothing where it was scored in another way.
+
+    Raises:
+        TuneError: the file cannot be read, or holds something else.
+    """
+    path = folder / SCORES_FILE
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "README.md").write_text(_markdown(found, command))
-        (folder / "scores.json").write_text(json.dumps(document, indent=1) + "\n")
-    except OSError as error:
-        raise TuneError(f"--scores {folder}: {error.strerror or error}") from None
+        document = json.loads(path.read_text())
+        if document.get("scoring") != SCORING:
+            return ()
+        found = tuple(Scored.from_json(data) for data in document["scores"])
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise TuneError(
+            f"--scores {path}: holds no scores ({type(error).__name__}: {error}); "
+            "delete it, or name another folder"
+        ) from None
+    return tuple(scored for scored in found if tuple(scored.share_at) == MARKS)
 
 
 def _markdown(found: Sequence[Scored], command: str) -> str:

@@ -10,7 +10,10 @@ from kernelforge.errors import ReportError
 
 
 def write_files(
-    out: Path, texts: Mapping[str, str | bytes], gone: Sequence[str] = ()
+    out: Path,
+    texts: Mapping[str, str | bytes],
+    gone: Sequence[str] = (),
+    option: str = "--out",
 ) -> list[Path]:
     """Writes files by name; gives their paths in the same order.
 
@@ -21,6 +24,7 @@ def write_files(
         out: the folder; made if it is not there.
         texts: contents by file name.
         gone: names of files that an earlier report may have left.
+        option: that names the folder.
 
     Raises:
         ReportError: one cannot be written.
@@ -41,6 +45,7 @@ def write_files(
             with contextlib.suppress(OSError):
                 path.unlink()
         raise ReportError(
-            f"{out}: cannot be written: {error.strerror or error}; choose another folder with --out"
+            f"{out}: cannot be written: {error.strerror or error}; "
+            f"choose another folder with {option}"
         ) from error
     return [out / name for name in texts]

@@ -31,6 +31,8 @@ MARKS = (8, 25, 50, 100, 200)
 """Evaluations after which the best so far is reported; the last is the end of a search."""
 GOOD = 0.95
 """Share of the optimum that counts as found."""
+SCORING = 1
+"""Raised when a figure of `Scored` comes to mean something else: older ones are scored anew."""
 
 
 def replay(
@@ -145,6 +147,7 @@ class Scored:
 
     Attributes:
         space: its name.
+        digest: of the space; see `RecordedSpace.digest`.
         size: configurations in it.
         near_optimum: share of them within 5 % of the optimum.
         strategy: its name.
@@ -160,6 +163,7 @@ class Scored:
     """
 
     space: str
+    digest: str
     size: int
     near_optimum: float
     strategy: str
@@ -179,6 +183,26 @@ class Scored:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in data.items()
         }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Scored:
+        """What `to_json` made.
+
+        Raises:
+            LookupError, TypeError, ValueError: it is something else.
+        """
+        unknown = {"score": math.nan, "spread": math.nan, "cpu_ms": math.nan}
+        unknown["evaluations_to_good"] = math.inf
+        made = {name: data[name] for name in cls.__dataclass_fields__}
+        for name, field in cls.__dataclass_fields__.items():
+            value = made[name]
+            if name == "share_at":
+                made[name] = {int(mark): float(share) for mark, share in value.items()}
+            elif field.type == "float":
+                made[name] = unknown[name] if value is None and name in unknown else float(value)
+            elif type(value).__name__ != field.type:
+                raise TypeError(f"{name} is {value!r}")
+        return cls(**made)
 
 
 def summarise(
@@ -203,6 +227,7 @@ def summarise(
         shares[mark] = float(np.mean([space.optimum_ms / curve[at] for curve in curves]))
     return Scored(
         space=space.name,
+        digest=space.digest,
         size=len(space.configs),
         near_optimum=space.near_optimum,
         strategy=strategy,
