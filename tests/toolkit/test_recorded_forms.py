@@ -184,8 +184,8 @@ def test_where_all_are_as_fast_there_is_no_score_and_no_error(
     assert row(flat)[3] == NONE
     assert flat.share_at[200] == 1.0
     hilly = run_all(space([1.0 + i for i in range(40)]), "random")[0]
-    assert summary_rows([flat, hilly])[0][1] == f"{hilly.score:.3f}"
-    assert summary_rows([flat])[0][1] == NONE
+    assert summary_rows([flat, hilly])[0][3] == f"{hilly.score:.3f}"
+    assert summary_rows([flat])[0][3] == NONE
     write_scores([flat, hilly], "x", tmp_path)
     assert "nan" not in (tmp_path / "README.md").read_text()
 
