@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 from kernelforge.cli import options
 from kernelforge.cli.choice import add_choice, settings_of
-from kernelforge.cli.loading import CPU, add_loading, loaded
+from kernelforge.cli.loading import CPU, add_loading, loaded, tokenizer_of
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.cli.prompts import Prompt, read_prompts
 from kernelforge_runtime.engine.engine import Engine
 from kernelforge_runtime.engine.prefix_cache import PrefixCache
 from kernelforge_runtime.engine.request import Request
-from kernelforge_runtime.text import Sampling, load_tokenizer
+from kernelforge_runtime.text import Sampling
 
 REDRAWS_PER_S = 8
 NARROW = 40
@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     slots = args.slots or min(len(prompts), 16)
     many = 1 if args.device == CPU else slots
     with loaded(args, many, prefix_cache=args.prefix_cache) as (model, _):
-        tokenizer = load_tokenizer(args.tokenizer, model.config.vocab)
+        texts = any(isinstance(p.text, str) for p in prompts)
+        tokenizer = tokenizer_of(args, model.config.vocab, texts)
         cache = PrefixCache(args.prefix_cache) if args.prefix_cache else None
         engine = Engine(model, slots, args.chunk, tokenizer, prefix_cache=cache)
         requests = [p.submit(engine, args.tokens, args.stop, sampling) for p in prompts]
@@ -100,7 +101,8 @@ def _plain(output: Output, engine: Engine, requests: Sequence[Request]) -> None:
         while shown < len(requests) and requests[shown].reason is not None:
             request = requests[shown]
             shown += 1
-            text = json.dumps(request.text, ensure_ascii=False)
+            said = request.text if engine.tokenizer is not None else request.tokens
+            text = json.dumps(said, ensure_ascii=False)
             output.text(f"{request.id}\t{request.reason}\t{len(request.tokens)}\t{text}")
 
 
@@ -120,9 +122,12 @@ def _live(engine: Engine, prompts: Sequence[Prompt], requests: Sequence[Request]
             made.add_column(heading, justify="right" if heading in "# tokens" else "left")
         shown = requests if whole else engine.active
         for request in shown:
-            said = Text(request.text)
+            text = request.text
+            if engine.tokenizer is None:
+                text = ",".join(map(str, request.tokens))
+            said = Text(text)
             if not whole:  # one line each, its end: what is new is there
-                said = Text(request.text.replace("\n", " ")[-(console.width // 2) :])
+                said = Text(text.replace("\n", " ")[-(console.width // 2) :])
                 said.no_wrap = True
             made.add_row(str(request.id), str(len(request.tokens)), request.reason or "", said)
         return made

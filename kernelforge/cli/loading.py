@@ -14,12 +14,15 @@ from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.cli.progress import ProgressBar
 from kernelforge_runtime.bundle import BundleMatch, KernelSet
-from kernelforge_runtime.errors import ModelError
+from kernelforge_runtime.errors import ModelError, TokenizerError
 from kernelforge_runtime.models import Model, Reference, load_model, load_reference
+from kernelforge_runtime.text import Tokenizer, load_tokenizer
 from kernelforge_runtime.vk import open_device
 
 CPU = "cpu"
 """The device name that stands for NumPy."""
+AUTO = "auto"
+"""The tokenizer that a vocabulary's size tells."""
 _DEVICE = "Vulkan device: index, part of its name, or UUID; cpu runs in NumPy (default: the best)"
 
 
@@ -33,9 +36,29 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         metavar="T",
-        default="auto",
+        default=AUTO,
         help="auto (by the vocabulary's size), world, bytes, or a .json or .txt file",
     )
+
+
+def tokenizer_of(args: argparse.Namespace, vocab: int, needed: bool) -> Tokenizer | None:
+    """The vocabulary that was asked for; None where none fits and nothing needs one.
+
+    Args:
+        args: of a parser with `add_loading`.
+        vocab: ids of the model.
+        needed: whether there is text to be read; else token ids are shown where none fits.
+
+    Raises:
+        TokenizerError: it is needed, or was named, and cannot be had.
+    """
+    try:
+        return load_tokenizer(args.tokenizer, vocab)
+    except TokenizerError as error:
+        if needed or args.tokenizer != AUTO:
+            raise
+        Output(args).note(f"token ids are shown, there is no text: {error}")
+        return None
 
 
 @contextmanager

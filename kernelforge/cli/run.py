@@ -12,7 +12,7 @@ from typing import Any
 from kernelforge.cli import options
 from kernelforge.cli.check_layers import check_layers, require_sound
 from kernelforge.cli.choice import add_choice, sampling_of
-from kernelforge.cli.loading import add_loading, loaded
+from kernelforge.cli.loading import add_loading, loaded, tokenizer_of
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
 from kernelforge.cli.trace import add_trace, check_trace, print_trace, trace_step, write_csv
@@ -77,16 +77,18 @@ def run(args: argparse.Namespace) -> int:
         state = model.load_state(args.load_state) if args.load_state else model.new_state()
         if args.check:
             return _check(args, output, model, state, prompt)
-        tokenizer = load_tokenizer(args.tokenizer, model.config.vocab)
+        tokenizer = tokenizer_of(args, model.config.vocab, isinstance(prompt, str))
         counted = Statistics()
-        tokens, text = [], []
+        tokens: list[int] = []
+        text: list[str] = []
         for piece in generate(model, prompt, args.tokens, sampling, tokenizer, state, counted):
+            shown = piece.text if tokenizer is not None else f"{',' if tokens else ''}{piece.token}"
             tokens.append(piece.token)
             text.append(piece.text)
             if not output.json:
-                print(piece.text, end="", flush=True)
+                print(shown, end="", flush=True)
         tokens = tokens[: counted.tokens]  # the last piece may be text alone
-        if text and not "".join(text).endswith("\n"):
+        if tokens and not "".join(text).endswith("\n"):
             output.text()
         stats = _statistics(model, kernels, counted, load_s)
         if args.stats:

@@ -169,3 +169,12 @@ def test_a_long_prompt_leaves_no_logits_behind_but_its_last(reference, monkeypat
     np.testing.assert_array_equal(found, expected)
     assert len(most) == 15
     assert max(most) <= 2
+
+
+def test_ids_need_no_vocabulary_and_give_tokens_without_text(tmp_path):
+    odd = kf.load_reference(random_rwkv7(tmp_path / "odd.safetensors", vocab=96))
+    found = list(kf.generate(odd, [1, 2, 3], 5, GREEDY))
+    assert [piece.token for piece in found] == greedy_ids(odd, [1, 2, 3], 5)
+    assert {piece.text for piece in found} == {""}
+    with pytest.raises(kf.KernelForgeError, match="no built-in tokenizer has 96 ids"):
+        next(kf.generate(odd, "text", 5, GREEDY))

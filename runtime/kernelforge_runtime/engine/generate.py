@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from kernelforge_runtime.errors import TokenizerError
 from kernelforge_runtime.models import Model, Reference
 from kernelforge_runtime.models.planned import Output
 from kernelforge_runtime.models.submitted import Flight
@@ -64,19 +65,21 @@ def generate(
         prompt: text, or token ids.
         max_tokens: tokens at most; the vocabulary's end token, if it has one, ends the text sooner.
         sampling: how tokens are chosen; the official defaults where None.
-        tokenizer: picked by the vocabulary's size where None.
+        tokenizer: picked by the vocabulary's size where None; where none fits, the prompt is ids
+            and pieces have no text.
         state: to start from; updated in place.
         statistics: filled in while the generator runs.
 
     Raises:
         ModelError: the prompt is empty or a token is not in the vocabulary.
-        TokenizerError: no tokenizer fits the vocabulary.
+        TokenizerError: the prompt is text, and no tokenizer fits the vocabulary.
     """
-    tokenizer = tokenizer or load_tokenizer("auto", model.config.vocab)
+    ids, tokenizer = _ids(model, prompt, tokenizer)
+    end = tokenizer.end_token if tokenizer is not None else None
     sampling = sampling if sampling is not None else Sampling()
     counted = statistics if statistics is not None else Statistics()
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-    sampler, stream = Sampler(sampling, tokenizer), StreamDecoder(tokenizer)
+    sampler = Sampler(sampling, tokenizer)
+    stream = StreamDecoder(tokenizer) if tokenizer is not None else None
     counted.prompt_tokens = len(ids)
     started = time.perf_counter()
     unseen = state is None  # nobody finds a state that is a token ahead of the text
@@ -85,8 +88,8 @@ def generate(
     counted.prefill_s = time.perf_counter() - started
     started = time.perf_counter()
     for count in range(1, max_tokens + 1):
-        if token == tokenizer.end_token:
-            if tail := stream.flush():
+        if token == end:
+            if stream is not None and (tail := stream.flush()):
                 yield Piece(token, tail)
             break
         counted.tokens, counted.decode_s = count, time.perf_counter() - started
@@ -94,9 +97,9 @@ def generate(
         if unseen and count < max_tokens and isinstance(model, Model):
             wanted: Output = "greedy" if sampling.is_greedy else "last"
             ahead = model, model.launch([[token]], [state], wanted, 1)
-        text = stream.push(token)
+        text = stream.push(token) if stream is not None else ""
         if count == max_tokens:
-            yield Piece(token, text + stream.flush())
+            yield Piece(token, text + (stream.flush() if stream is not None else ""))
             break
         yield Piece(token, text)
         if ahead is not None:
@@ -106,6 +109,19 @@ def generate(
         else:
             logits, state = model.forward([token], state)
             token = sampler.choose(logits)
+
+
+def _ids(
+    model: Model | Reference, prompt: str | Sequence[int], tokenizer: Tokenizer | None
+) -> tuple[list[int], Tokenizer | None]:
+    """(the prompt's ids, what makes text of tokens; None where the prompt needs none)."""
+    try:
+        tokenizer = tokenizer or load_tokenizer("auto", model.config.vocab)
+    except TokenizerError:
+        if isinstance(prompt, str):
+            raise
+        return list(prompt), None
+    return tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt), tokenizer
 
 
 def _landed(model: Model, flight: Flight, sampler: Sampler) -> int:
