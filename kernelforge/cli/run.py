@@ -23,6 +23,7 @@ from kernelforge_runtime.models import Model, Reference
 from kernelforge_runtime.models.dispatches import DispatchCount
 from kernelforge_runtime.state import State
 from kernelforge_runtime.text import load_tokenizer
+from kernelforge_runtime.written_file import place_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,10 +65,7 @@ def run(args: argparse.Namespace) -> int:
     check_trace(args)
     prompt = _prompt(args)
     sampling = sampling_of(args)
-    if args.save_state and not Path(args.save_state).absolute().parent.is_dir():
-        raise ModelError(  # before a long text is made
-            f"--save-state {args.save_state}: there is no such folder: make it, or use another path"
-        )
+    _check_asked(args)
     started = time.perf_counter()
     with loaded(args, hooks=args.check) as (model, kernels):
         load_s = time.perf_counter() - started
@@ -107,6 +105,19 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     return 0
+
+
+def _check_asked(args: argparse.Namespace) -> None:
+    """Says what cannot be done before a model is loaded, or a long text made."""
+    unmet = ("--save-state", args.save_state), ("--stats", args.stats), ("--trace", args.trace)
+    if args.check and (first := next((name for name, asked in unmet if asked), None)):
+        raise UsageError(f"--check runs the prompt alone and keeps nothing: it has no {first}")
+    if args.save_state:
+        try:
+            place_of(args.save_state)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ModelError(f"--save-state {args.save_state}: {why}: use another path") from None
 
 
 def _check(

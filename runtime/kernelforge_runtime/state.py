@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from safetensors.numpy import save as write_tensors
 from kernelforge_runtime.dtypes import F32, DType
 from kernelforge_runtime.errors import DeviceLostError, ModelError
 from kernelforge_runtime.model_identity import ModelHash, is_hash
+from kernelforge_runtime.written_file import place_of
 
 Arrays = dict[str, NDArray[Any]]
 FORMAT = "kernelforge.state/1"
@@ -178,9 +179,8 @@ class State:
         """Writes a safetensors file; a file that was there stays whole if this fails.
 
         Raises:
-            ModelError: the folder cannot be written.
+            ModelError: the folder cannot be written, or something else than a file is there.
         """
-        target = Path(path)
         tensors = {
             n: np.ascontiguousarray(a, np.uint32 if a.dtype == np.uint32 else np.float32)
             for n, a in self.arrays.items()
@@ -190,15 +190,17 @@ class State:
         data = write_tensors(tensors, {"kernelforge": note})
         temporary = None
         try:
-            with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-                temporary = Path(file.name)
+            target = place_of(path)
+            unfinished = target.with_name(f".{secrets.token_hex(6)}.part")
+            with unfinished.open("xb") as file:
+                temporary = unfinished
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             why = error.strerror if isinstance(error, OSError) else error
-            raise ModelError(f"state {target} was not written: {why}; use another path") from error
+            raise ModelError(f"state {path} was not written: {why}; use another path") from error
         finally:
             if temporary is not None:  # broken off, by an interrupt for one, it is there still
                 temporary.unlink(missing_ok=True)

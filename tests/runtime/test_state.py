@@ -1,6 +1,8 @@
 """States: saved, loaded, cloned; parked on the host or resident on a device."""
 
 import json
+import os
+import stat
 import struct
 
 import numpy as np
@@ -63,6 +65,36 @@ def test_a_failed_save_leaves_the_old_file_whole(state, tmp_path):
     with pytest.raises(ModelError, match="was not written: embedded null byte"):
         state.save(tmp_path / "a\0b")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_save_takes_the_place_of_a_file_and_of_nothing_else(state, tmp_path):
+    """What is renamed over a path replaces what is there, be it the machine's own /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(ModelError, match="was not written: what is there is not a regular fil"):
+            state.save(tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "pipe").lstat().st_mode)
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_save_through_a_link_writes_what_it_leads_to(state, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "link").symlink_to("kept/s")
+    for _ in range(2):
+        state.save(tmp_path / "link")
+    assert equal(State.load(tmp_path / "kept" / "s", "rwkv7", SHAPES), state)
+    assert (tmp_path / "link").is_symlink()
+    assert [p.name for p in (tmp_path / "kept").iterdir()] == ["s"]
+
+
+def test_a_state_file_gets_ordinary_permissions(state, tmp_path):
+    old = os.umask(0o022)
+    try:
+        state.save(tmp_path / "s")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "s").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_save_that_is_broken_off_leaves_nothing_behind(state, tmp_path, monkeypatch):

@@ -166,8 +166,9 @@ def test_a_bad_model_file_is_one_line_that_names_it(kind, tmp_path):
         (["x", "--temperature", "-1"], "temperature"),
         (["x", "--load-state", "/nonexistent"], "no such file"),
         (["--prompt-file", "/nonexistent"], "No such file"),
-        (["x", "--tokens", "1", "--save-state", "/proc/state"], "was not written"),
+        (["x", "--tokens", "1", "--save-state", "/proc/state"], "state /proc/state"),
         (["x", "--save-state", "/proc/x/state"], "--save-state /proc/x/state: there is no such fo"),
+        (["x", "--save-state", "/"], "--save-state /: it is a folder"),
     ],
 )
 def test_other_bad_input_of_run_is_one_line(arguments, says):

@@ -152,3 +152,11 @@ def test_a_check_that_finds_an_infinite_value_names_the_first_layer_and_fails(tm
     places = told["probes"][0]["places"]
     assert [p["not_finite"] > 0 for p in places if p["layer"] == 0] == [False, False]
     assert next(p for p in places if p["not_finite"])["layer"] == 1
+
+
+@pytest.mark.parametrize("option", ["--save-state=s", "--stats", "--trace", "--trace-csv=t.csv"])
+def test_what_a_check_does_not_do_is_not_left_undone_in_silence(option):
+    found = kernelforge("run", "none.safetensors", "Hello", "--check", option, **NO_VULKAN)
+    name = option.split("=")[0].removesuffix("-csv")
+    assert found.returncode == 2
+    assert one_line(found.stderr, "kernelforge run: --check runs the prompt alone").endswith(name)
