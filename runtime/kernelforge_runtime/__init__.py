@@ -1,25 +1,31 @@
-"""KernelForge's runtime: runs RWKV models with tuned Vulkan kernels. No compiler, no tuner."""
+"""KernelForge's runtime: runs RWKV models with tuned Vulkan kernels. No compiler, no tuner.
+
+A name is imported when it is first asked for: who needs the device layer only, such as each process
+that measures kernels, does not wait for models and engine.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-from kernelforge_runtime.bundle.select import KernelSet
-from kernelforge_runtime.engine.engine import Engine
-from kernelforge_runtime.engine.generate import Piece, generate
-from kernelforge_runtime.engine.prefix_cache import PrefixCache
-from kernelforge_runtime.engine.request import Event, Request
-from kernelforge_runtime.errors import KernelForgeError
-from kernelforge_runtime.models import Hidden, Magnitudes, Model, Reference, load_reference
-from kernelforge_runtime.models import load_model as _load_model
-from kernelforge_runtime.models.int8_dot import Int8Dot
-from kernelforge_runtime.models.loading import OnLoad
-from kernelforge_runtime.state import State
-from kernelforge_runtime.text import Sampling, load_tokenizer
-from kernelforge_runtime.vk import Device, list_devices, open_device
-from kernelforge_runtime.vk.memory import parse_bytes
-from kernelforge_runtime.weights.adapters import Adapter
+if TYPE_CHECKING:
+    from kernelforge_runtime.bundle.select import KernelSet
+    from kernelforge_runtime.engine.engine import Engine
+    from kernelforge_runtime.engine.generate import Piece, generate
+    from kernelforge_runtime.engine.prefix_cache import PrefixCache
+    from kernelforge_runtime.engine.request import Event, Request
+    from kernelforge_runtime.errors import KernelForgeError
+    from kernelforge_runtime.models import Hidden, Magnitudes, Model, Reference, load_reference
+    from kernelforge_runtime.models.int8_dot import Int8Dot
+    from kernelforge_runtime.models.loading import OnLoad
+    from kernelforge_runtime.state import State
+    from kernelforge_runtime.text import Sampling, load_tokenizer
+    from kernelforge_runtime.vk import Device, list_devices, open_device
+    from kernelforge_runtime.weights.adapters import Adapter
 
 __all__ = [
     "Adapter",
@@ -47,6 +53,48 @@ __all__ = [
     "open_device",
 ]
 
+_PLACES = {
+    "Adapter": "weights.adapters",
+    "Device": "vk",
+    "Engine": "engine.engine",
+    "Event": "engine.request",
+    "Hidden": "models",
+    "Int8Dot": "models.int8_dot",
+    "KernelForgeError": "errors",
+    "KernelSet": "bundle.select",
+    "Magnitudes": "models",
+    "Model": "models",
+    "Piece": "engine.generate",
+    "PrefixCache": "engine.prefix_cache",
+    "Reference": "models",
+    "Request": "engine.request",
+    "Sampling": "text",
+    "State": "state",
+    "generate": "engine.generate",
+    "list_devices": "vk",
+    "load_reference": "models",
+    "load_tokenizer": "text",
+    "open_device": "vk",
+}
+"""Where each name that is not defined here comes from; the same as for the type checker above."""
+
+if not TYPE_CHECKING:  # which would take any name at all to be there
+
+    def __getattr__(name: str) -> object:
+        """A public name, or a module of this package, at its first use."""
+        if name in _PLACES:
+            found = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+        elif not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+            found = import_module(f"{__name__}.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 def load_bundle(device: Device, path: str | os.PathLike[str] | None = None) -> KernelSet:
     """The best tuned kernels for a device, or those of the bundle folder `path`.
@@ -54,6 +102,8 @@ def load_bundle(device: Device, path: str | os.PathLike[str] | None = None) -> K
     Raises:
         BundleError: there is no usable bundle, or the one asked for is damaged.
     """
+    from kernelforge_runtime.bundle.select import KernelSet
+
     return KernelSet.open(device.info, path).tell()
 
 
@@ -101,6 +151,10 @@ def load_model(
     Raises:
         KernelForgeError: the file, the device or the bundle cannot serve; one line says why.
     """
+    from kernelforge_runtime.models import load_model as load
+    from kernelforge_runtime.vk import open_device
+    from kernelforge_runtime.vk.memory import parse_bytes
+
     how = (
         weights,
         activations,
@@ -116,10 +170,10 @@ def load_model(
     if device is not None:
         if memory is not None:
             device.memory.limit = parse_bytes(str(memory))
-        return _load_model(path, device, bundle, *how)
+        return load(path, device, bundle, *how)
     device = open_device(memory=memory)
     try:
-        model = _load_model(path, device, bundle, *how)
+        model = load(path, device, bundle, *how)
     except BaseException:
         device.close()
         raise

@@ -26,15 +26,17 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def loaded_by(module: str) -> set[str]:
-    """Top-level names of all modules that a fresh interpreter holds after importing one."""
-    program = (
-        f"import json, sys; import {module}; "
-        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
-    )
-    result = run_python("-c", program)
+def modules_after(program: str) -> set[str]:
+    """Names of all modules that a fresh interpreter holds after a program."""
+    told = "; import json, sys; print(json.dumps(sorted(sys.modules)))"
+    result = run_python("-c", program + told)
     assert result.returncode == 0, result.stderr
     return set(json.loads(result.stdout))
+
+
+def loaded_by(program: str) -> set[str]:
+    """Top-level names of the same."""
+    return {name.partition(".")[0] for name in modules_after(program)}
 
 
 def test_import_contracts_are_kept() -> None:
@@ -46,12 +48,31 @@ def test_import_contracts_are_kept() -> None:
 
 
 def test_runtime_loads_neither_the_toolkit_nor_its_tools() -> None:
-    assert loaded_by("kernelforge_runtime").isdisjoint({"kernelforge", *TOOLS})
+    loaded = loaded_by("from kernelforge_runtime import *")  # a mere import loads nothing yet
+    assert loaded.isdisjoint({"kernelforge", *TOOLS})
 
 
 @pytest.mark.parametrize("module", ["kernelforge", "kernelforge.cli.main", "kernelforge.resources"])
 def test_command_line_starts_without_the_slow_imports(module: str) -> None:
-    assert loaded_by(module).isdisjoint(TOOLS)
+    assert loaded_by(f"import {module}").isdisjoint(TOOLS)
+
+
+def test_a_process_that_measures_starts_without_models_and_search() -> None:
+    loaded = modules_after("import kernelforge.measure.worker")
+    assert "kernelforge_runtime.vk" in loaded
+    waste = {"kernelforge_runtime.engine", "kernelforge_runtime.models", "kernelforge_runtime.text"}
+    assert loaded.isdisjoint({*TOOLS, *waste, "kernelforge.tune"} - {"jinja2"})
+
+
+def test_every_public_name_of_the_runtime_is_found_by_itself_and_is_what_it_says() -> None:
+    program = (
+        "import kernelforge_runtime as kf; "
+        "assert all(getattr(kf, name).__name__ == name for name in kf.__all__), kf.__all__; "
+        "assert set(kf.__all__) <= set(dir(kf)); "
+        "assert kf.dtypes.F16.name == 'f16'; "
+        "assert not hasattr(kf, 'no_such_name')"
+    )
+    assert "kernelforge_runtime.engine.engine" in modules_after(program)
 
 
 def test_checkout_is_not_importable_as_runtime() -> None:
