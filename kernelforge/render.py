@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 from importlib.resources.abc import Traversable
 from types import TracebackType
 from typing import Any
@@ -38,17 +38,28 @@ class Rendered:
     Attributes:
         variant: its name.
         glsl: what is compiled.
-        line_map: for each line of `glsl`, the template file and the line in it.
         sha256: of `glsl`, in hex.
         template_sha256: of the template and every file that it uses, in hex; a bundle whose value
             differs from that of today's template is stale.
+        marked: renders the same with markers, for `line_map`.
     """
 
     variant: str
     glsl: str
-    line_map: tuple[tuple[str, int], ...]
     sha256: str
     template_sha256: str
+    marked: Callable[[], str] = field(repr=False, compare=False)
+
+    @cached_property
+    def line_map(self) -> tuple[tuple[str, int], ...]:
+        """For each line of `glsl`, the template file and the line in it.
+
+        Made when it is first asked for, which takes as long as rendering: only errors need it.
+        """
+        try:
+            return _line_map(self.marked(), self.glsl)
+        except RenderError:  # a template that was edited or removed since
+            return ()
 
     def locate(self, line: int) -> str:
         """The template position of a GLSL line, counted from 1, as `gemv.comp.j2:41`."""
@@ -81,9 +92,9 @@ def render(family: KernelFamily, precision: str | DType, params: Mapping[str, An
     return Rendered(
         variant=variant,
         glsl=glsl,
-        line_map=_line_map(_render(marked, family.template, context, variant), glsl),
         sha256=hashlib.sha256(glsl.encode()).hexdigest(),
         template_sha256=_sha256(_sources(plain, family.template, variant)),
+        marked=partial(_render, marked, family.template, context, variant),
     )
 
 
@@ -201,7 +212,7 @@ def _line_map(marked: str, glsl: str) -> tuple[tuple[str, int], ...]:
     """Template file and line of each GLSL line.
 
     Empty where the markers changed what was rendered: a template may compare text that a macro
-    made. Errors then name the line of the rendered GLSL.
+    made, or was edited since. Errors then name the line of the rendered GLSL.
     """
     if _MARKER.sub("", marked) != glsl:
         return ()

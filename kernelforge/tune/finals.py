@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kernelforge.compile import compile_variant
+from kernelforge.compile import compile_rendered
 from kernelforge.errors import CompileError, SpaceError
 from kernelforge.measure import statistics
 from kernelforge.measure.measurement import ENDED, LOSSES, LostError, Measurement, Outcome
@@ -130,7 +130,7 @@ def _verified(
         template_sha256=rendered.template_sha256,
     )
     try:
-        module = compile_variant(bench.family, bench.precision, params)
+        module = compile_rendered(bench.family, bench.precision, params, rendered)
         found = bench.check_everywhere(module, params, seed)
     except DeviceLostError:
         raise

@@ -124,6 +124,17 @@ def test_text_that_a_template_compares_is_not_disturbed_by_the_line_map(family):
     assert rendered.locate(2) == "line 2 of the rendered GLSL"
 
 
+@pytest.mark.parametrize("change", ["edited", "broken", "removed"])
+def test_of_a_template_that_changed_since_no_line_is_claimed(family, tmp_path, change):
+    rendered = render(family(t="one\ntwo\n"), "f32", PARAMS)
+    file = tmp_path / "t.j2"
+    if change == "removed":
+        file.unlink()
+    else:
+        file.write_text("{{" if change == "broken" else "zero\none\ntwo\n")
+    assert rendered.locate(2) == "line 2 of the rendered GLSL"
+
+
 def test_a_line_out_of_range_is_named_as_it_is():
     assert render(SAXPY, "f32", PARAMS).locate(9999) == "line 9999 of the rendered GLSL"
 

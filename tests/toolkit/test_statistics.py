@@ -21,6 +21,15 @@ def test_nothing_has_no_median() -> None:
     assert math.isnan(statistics.spread([]))
 
 
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 500])
+def test_median_and_spread_are_numpys(count: int) -> None:
+    samples = np.random.default_rng(count).lognormal(size=count)
+    middle = np.median(samples)
+    assert statistics.median(samples.tolist()) == middle
+    assert statistics.spread(samples.tolist()) == np.median(np.abs(samples - middle))
+    assert math.isnan(statistics.median([*samples, math.nan]))
+
+
 def test_outliers_are_slow_ones_only() -> None:
     samples = [10.0, 10.1, 9.9, 10.0, 14.0, 3.0]
     assert statistics.outliers(samples) == [4]
