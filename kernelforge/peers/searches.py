@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelforge.errors import PeerError
+from kernelforge.errors import PeerError, TuneError
 from kernelforge.peers.process import PeerProcess
 from kernelforge.tune.recorded import RecordedSpace, write_cache
 
@@ -66,11 +66,15 @@ def kernel_tuner_searches(space: RecordedSpace, python: str | None) -> Iterator[
         python: the interpreter that has kernel_tuner; this one by default.
 
     Raises:
-        PeerError: it is not there, or its process cannot be started.
+        PeerError: it is not there, its process cannot be started, or its form of cache cannot
+            hold the space.
     """
     with tempfile.TemporaryDirectory(prefix="kernelforge-searches-") as folder:
         path = Path(folder) / "cache.json"
-        write_cache(space, path)
+        try:
+            write_cache(space, path)
+        except TuneError as error:
+            raise PeerError(str(error)) from None
         process = PeerProcess("kernel_tuner_searches", Path(folder), python)
         try:
             version = process.ask_label("load", START_S, path=str(path))

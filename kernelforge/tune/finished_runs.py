@@ -52,7 +52,11 @@ class FinishedRuns:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._found: dict[tuple[Any, ...], FinishedRun] = {}
-        if path is None or not path.exists():
+        if path is None:
+            return
+        if not path.exists():
+            if not path.absolute().parent.is_dir():  # before hours of searching
+                raise TuneError(f"--runs {path}: there is no folder {path.parent}; make it first")
             return
         try:
             lines = path.read_text().splitlines()
@@ -60,7 +64,7 @@ class FinishedRuns:
             raise TuneError(f"--runs {path}: cannot be read: {error}") from None
         for line in lines:
             # A line may be torn: whoever wrote it was interrupted. That search is run again.
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
                 data = json.loads(line)
                 cpu_s = math.nan if data["cpu_s"] is None else float(data["cpu_s"])
                 run = FinishedRun(_unfolded(data), cpu_s, data["searcher"])
@@ -96,12 +100,19 @@ class FinishedRuns:
             raise TuneError(f"--runs {self._path}: {error.strerror or error}") from None
 
 
+MOST_EVALUATIONS = 1 << 20
+"""Of one search: a line that says more is no search of ours."""
 _KEY = ("space", "strategy", "searcher", "seed", "evaluations")
 
 
 def _unfolded(data: dict[str, Any]) -> Floats:
-    curve = np.full(data["evaluations"], math.inf)
-    for at, time in data["steps"]:
+    evaluations, steps = data["evaluations"], data["steps"]
+    if not 1 <= evaluations <= MOST_EVALUATIONS:
+        raise ValueError(f"{evaluations} evaluations")
+    curve = np.full(evaluations, math.inf)
+    for at, time in steps:
+        if not (0 <= at < evaluations and 0 < time < curve[at]):
+            raise ValueError(f"{time} ms after {at} evaluations")
         curve[at:] = time
     return curve
 

@@ -117,13 +117,16 @@ def write_cache(space: RecordedSpace, path: Path) -> None:
     Every failure becomes one that it knows; values are listed as it sorts them into its keys.
 
     Raises:
-        TuneError: the file cannot be written.
+        TuneError: the file cannot be written, or two configurations have one key there: it joins
+            values as text, so that 1 and "1" are the same.
     """
     names = list(space.configs[0])
-    entries = {}
+    entries: dict[str, Config] = {}
     for config, runtimes in zip(space.configs, space.runtimes, strict=True):
         time = math.fsum(runtimes) / len(runtimes) if runtimes else "RuntimeFailedConfig"
         key = ",".join(str(config[name]) for name in names)
+        if key in entries:
+            raise TuneError(f"{space.name}: two configurations are {key} in kernel_tuner's cache")
         entries[key] = {**config, "time": time, "times": list(runtimes)}
     values = {name: {config[name]: None for config in space.configs} for name in names}
     document = {

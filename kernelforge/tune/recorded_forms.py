@@ -31,6 +31,8 @@ MOST_BYTES = 1 << 30
 GZIP_MAGIC = b"\x1f\x8b"
 FAILED_MS = 1e20
 """From here on a time is kernel_tuner's old word for a failure."""
+MOST_VALUE = 1e100
+"""Of a parameter, either way: searches take differences of values, and what overflows is none."""
 _UNITS = {
     "s": 1e3, "sec": 1e3, "second": 1e3, "seconds": 1e3,
     "": 1.0, "ms": 1.0, "msec": 1.0, "millisecond": 1.0, "milliseconds": 1.0,
@@ -106,6 +108,7 @@ def _from_json(path: Path, document: Any) -> RecordedSpace:
 
 def _from_cache(path: Path, document: Mapping[str, Any]) -> RecordedSpace:
     names = list(document.get("tune_params_keys") or document["tune_params"])
+    _require_distinct(names)
     configs, runtimes, reasons = [], [], []
     for key, entry in document["cache"].items():
         if missing := [name for name in names if name not in entry]:
@@ -178,7 +181,10 @@ def _from_archive(path: Path) -> RecordedSpace:
         if sum(entry.file_size for entry in archive.infolist()) > MOST_BYTES:
             raise ValueError(f"unpacks to more than {MOST_BYTES >> 20} MiB")
     with np.load(path, allow_pickle=False) as arrays:
-        rows, times = arrays["configs"], np.asarray(arrays["times_ms"], np.float64)
+        rows, told = arrays["configs"], arrays["times_ms"]
+        if np.iscomplexobj(told):
+            raise ValueError("times_ms are complex numbers")
+        times = np.asarray(told, np.float64)
         if rows.dtype.names:  # a record of named fields
             names = list(rows.dtype.names)
             columns = [_column(rows[name]) for name in names]
@@ -186,6 +192,7 @@ def _from_archive(path: Path) -> RecordedSpace:
             names = [str(name) for name in np.atleast_1d(arrays["keys"])]
             if rows.ndim != 2 or rows.shape[1] != len(names):
                 raise ValueError(f"configs {rows.shape} do not fit {len(names)} keys")
+            _require_distinct(names)
             columns = [_column(rows[:, i]) for i in range(len(names))]
     if times.ndim == 1:
         times = times[:, None]
@@ -241,8 +248,16 @@ def _value(value: Any) -> Any:
     if isinstance(value, str | int | float):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"a parameter's value is {value}")
+        if not isinstance(value, str) and not -MOST_VALUE <= value <= MOST_VALUE:
+            raise ValueError(f"a parameter's value is beyond {MOST_VALUE:g}")
         return value
     return json.dumps(value)  # nothing, or a list: as good as a word
+
+
+def _require_distinct(names: Sequence[str]) -> None:
+    """Of two parameters with one name the first would be lost."""
+    if twice := [name for at, name in enumerate(names) if name in names[:at]]:
+        raise ValueError(f"two parameters are called {twice[0]}")
 
 
 def _named(config: Config) -> str:

@@ -125,6 +125,12 @@ def test_archives_hold_words_flags_records_and_one_time_each(tmp_path: Path) -> 
     np.savez(path, keys=list(WORDS), configs=rows[:, :2], times_ms=times)
     with pytest.raises(TuneError, match=r"configs \(36, 2\) do not fit 4 keys"):
         read_space(path)
+    np.savez(path, keys=["x", "x"], configs=rows[:, :2], times_ms=times)
+    with pytest.raises(TuneError, match="two parameters are called x"):
+        read_space(path)
+    np.savez(path, keys=list(WORDS), configs=rows, times_ms=times * 1j)
+    with pytest.raises(TuneError, match="times_ms are complex"):
+        read_space(path)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +145,9 @@ def test_archives_hold_words_flags_records_and_one_time_each(tmp_path: Path) -> 
         ([result({"x": math.inf})], "a parameter's value is inf"),
         ([result({"x": 1}, measurements=[{"value": 1.0}])], "'name' is missing"),
         ([result({"x": 1}, times={"runtimes": [10**400]})], "not one of 1 configurations worked"),
+        ([result({"x": 10**400})], "a parameter's value is beyond 1e+100"),
+        ([result({"x": -1e308}), result({"x": 1e308})], "a parameter's value is beyond 1e+100"),
+        ({"cache": {"1": {"x": 1, "time": 1.0}}, "tune_params_keys": ["x", "x"]}, "are called x"),
         ([result({})], "no configuration in it"),
         ({"results": 7}, "no recorded space"),
         ({"cache": [1]}, "no recorded space"),

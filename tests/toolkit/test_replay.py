@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernelforge.errors import TuneError
+from kernelforge.errors import PeerError, TuneError
 from kernelforge.peers.searches import kernel_tuner_searches
 from kernelforge.tune.finished_runs import FinishedRun, FinishedRuns
 from kernelforge.tune.plain_optuna import replay_optuna
@@ -231,6 +231,44 @@ def test_finished_runs_are_kept_and_one_that_was_torn_is_forgotten(tmp_path) -> 
     path.write_text("{}\n")
     with pytest.raises(TuneError, match="holds no finished run"):
         FinishedRuns(path)
+    with pytest.raises(TuneError, match=r"there is no folder .*none; make it first"):
+        FinishedRuns(tmp_path / "none" / "runs.jsonl")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"evaluations": 10**15},
+        {"evaluations": 0, "steps": []},
+        {"evaluations": "4"},
+        {"steps": [[-1, 1.0]]},
+        {"steps": [[0, 0.0]]},
+        {"steps": [[0, math.nan]]},
+        {"steps": [[0, 1.0], [1, 2.0]]},
+        {"steps": [[0, None]]},
+        {"seed": [1]},
+    ],
+)
+def test_a_line_that_is_no_search_is_run_again(tmp_path, changed) -> None:
+    path = tmp_path / "runs.jsonl"
+    curve = np.array([3.0, 3.0, 3.0, 1.5])
+    for seed in (0, 1):
+        FinishedRuns(path).add(space(), "gp", seed, FinishedRun(curve, 0.5, "us 1"))
+    whole, other = path.read_text().splitlines()
+    path.write_text(whole + "\n" + json.dumps({**json.loads(other), **changed}) + "\n")
+    found = FinishedRuns(path)
+    assert found.get(space(), "gp", "us 1", 0, 4) is not None
+    for evaluations in (0, 4, 10**15):
+        assert found.get(space(), "gp", "us 1", 1, evaluations) is None
+
+
+def test_a_space_that_the_form_of_another_tuner_cannot_hold_leaves_it_out(tmp_path) -> None:
+    alike = RecordedSpace("alike", ({"x": 1}, {"x": "1"}), ((1.0,), (2.0,)), ("correct",) * 2)
+    with pytest.raises(TuneError, match="alike: two configurations are 1 in kernel_tuner's cache"):
+        write_cache(alike, tmp_path / "cache.json")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(PeerError, match="two configurations are 1"):
+        kernel_tuner_searches(alike, None).__enter__()
 
 
 def test_a_comparison_goes_on_where_it_stopped_and_writes_its_table(tmp_path) -> None:
