@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from kernelforge.tune.replay import Scored
 
 SEEDS = 30
+_ONLY_HERE = ("against", "peer_python", "runs", "scores", "export_t4")
+_NEVER_HERE = ("trials", "seconds", "model", "family")
 
 
 def add_replay_options(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +70,25 @@ def add_replay_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--export-t4", metavar="FILE", help="with --replay of one space: write it as T4 results"
     )
+
+
+def refuse_mixed(args: argparse.Namespace) -> None:
+    """A search of recorded spaces and one on a device take different options.
+
+    Raises:
+        UsageError: one is given that would not be heeded.
+    """
+    given = [name for name in _ONLY_HERE if getattr(args, name)]
+    if given and not args.replay:
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} is of recorded spaces: give --replay FILE"
+        )
+    given = [name for name in _NEVER_HERE if getattr(args, name)]
+    if given and args.replay:
+        raise UsageError(
+            f"--{given[0]} is for tuning a device; --replay searches what its files hold, each "
+            "time to the same number of evaluations"
+        )
 
 
 def score_spaces(args: argparse.Namespace, output: Output) -> int:

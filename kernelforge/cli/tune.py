@@ -125,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, output: Output) -> int:
+    replay.refuse_mixed(args)
     if args.replay:
         return replay.score_spaces(args, output)
     if args.record:

@@ -176,6 +176,8 @@ def test_the_command_scores_a_space_without_a_device_and_writes_it_as_t4(tmp_pat
         (["--seeds", "0"], "--seeds 0: at least one"),
         (["--against", "genetic"], "--against genetic: there are optuna, kernel_tuner"),
         (["--against", "optuna:best"], "--against optuna:best: optuna has categorical, int"),
+        (["--trials", "40"], "--trials is for tuning a device"),
+        (["--seconds", "9"], "--seconds is for tuning a device"),
     ],
 )
 def test_wrong_options_of_a_replay_are_one_line(tmp_path, options, told) -> None:
@@ -184,6 +186,14 @@ def test_wrong_options_of_a_replay_are_one_line(tmp_path, options, told) -> None
     done = kernelforge("tune", "--replay", path, *options, **NO_VULKAN)
     assert done.returncode == 2
     assert told in done.stderr
+
+
+def test_options_of_a_replay_without_one_are_one_line(tmp_path) -> None:
+    for option in ("--scores", "--runs", "--peer-python", "--export-t4", "--against"):
+        done = kernelforge("tune", "--family", "gemv", option, tmp_path / "x", **NO_VULKAN)
+        assert done.returncode == 2
+        assert f"{option} is of recorded spaces: give --replay FILE" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not SPACES.is_dir(), reason=f"no recorded spaces in {SPACES}")
