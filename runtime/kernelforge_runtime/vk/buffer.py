@@ -29,7 +29,10 @@ class Buffer:
         nbytes: size in bytes, rounded up to a multiple of 16.
         address: 64-bit device address; 0 where the device has no buffer addresses.
         mapped: the memory as uint8 where the host can see it, else None.
+        granularity: allocations are multiples of so many bytes; what that adds is not counted.
     """
+
+    granularity = 1
 
     def __init__(
         self, device: Device, nbytes: int, name: str = "", host_visible: bool = False
@@ -48,7 +51,7 @@ class Buffer:
                 "sType": lib.VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
                 "pNext": self._creation_chain(),
                 "size": self.nbytes,
-                "usage": self._usage(device),
+                "usage": self.usage(device),
             },
         )
         doing = f"allocating buffer {name!r} of {nbytes / 1e6:.1f} MB"
@@ -73,7 +76,8 @@ class Buffer:
             self.address = int(lib.vkGetBufferDeviceAddress(device.handle, where))
 
     @staticmethod
-    def _usage(device: Device) -> int:
+    def usage(device: Device) -> int:
+        """VkBufferUsageFlags of every buffer."""
         features = device.info.features
         uniform = _UNIFORM if "uniform_windows" in features else 0
         address = _ADDRESS if "buffer_device_address" in features else 0
@@ -91,6 +95,10 @@ class Buffer:
         """(memory type, its property flags, bytes to allocate) for a VkMemoryRequirements."""
         index, flags = self.device.memory_type(int(needs.memoryTypeBits), host_visible)
         return index, flags, int(needs.size)
+
+    def _allocated(self, size: int) -> int:
+        """Bytes to ask for where so many are needed."""
+        return -(-size // self.granularity) * self.granularity
 
     def _bind(self, mapped: bool, doing: str) -> None:
         device, ffi, lib = self.device, self.device.ffi, self.device.lib
@@ -115,7 +123,7 @@ class Buffer:
             {
                 "sType": lib.VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
                 "pNext": self._allocation_chain(extra),
-                "allocationSize": size,
+                "allocationSize": self._allocated(size),
                 "memoryTypeIndex": index,
             },
         )
@@ -146,7 +154,7 @@ class Buffer:
         ffi, lib = device.ffi, device.lib
         info = ffi.new("VkBufferCreateInfo*")
         info.sType = lib.VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO
-        info.size, info.usage = 16, Buffer._usage(device)
+        info.size, info.usage = 16, Buffer.usage(device)
         out, needs = ffi.new("VkBuffer*"), ffi.new("VkMemoryRequirements*")
         check(lib.vkCreateBuffer(device.handle, info, ffi.NULL, out), "looking for memory")
         lib.vkGetBufferMemoryRequirements(device.handle, out[0], needs)

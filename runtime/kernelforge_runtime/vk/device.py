@@ -13,11 +13,13 @@ from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.errors import DeviceError
 from kernelforge_runtime.vk import flexible
 from kernelforge_runtime.vk.buffer import Buffer
+from kernelforge_runtime.vk.host_buffer import LEAST_BYTES, HostBuffer, takes_host_memory
 from kernelforge_runtime.vk.loader import Instance, check
 from kernelforge_runtime.vk.memory import MemoryAccount, Placement, limit_of
 from kernelforge_runtime.vk.physical import (
     COOPERATIVE_MATRIX,
     EXTERNAL_MEMORY_FD,
+    EXTERNAL_MEMORY_HOST,
     INTEGER_DOT,
     PhysicalDevice,
     enumerate_physical,
@@ -76,6 +78,7 @@ class Device:
         self.command_pool: Any = out[0]
         self.pipeline_cache = PipelineCache(self)
         self.staging = Staging(self)
+        self._takes_host_memory = takes_host_memory(self)
 
     def _create(self) -> Any:
         ffi, lib, offered = self.ffi, self.lib, self.info.features
@@ -129,7 +132,7 @@ class Device:
             features.pNext = chosen.pointer
         features.features.shaderInt64 = "int64" in offered
         features.features.shaderUniformBufferArrayDynamicIndexing = windows
-        for name in ("VK_KHR_portability_subset", EXTERNAL_MEMORY_FD):
+        for name in ("VK_KHR_portability_subset", EXTERNAL_MEMORY_FD, EXTERNAL_MEMORY_HOST):
             if name in self.physical.extensions:
                 extensions.append(ffi.new("char[]", name.encode()))
         names = ffi.new("char*[]", extensions)
@@ -149,6 +152,8 @@ class Device:
         Raises:
             OutOfMemoryError: it does not fit.
         """
+        if nbytes >= LEAST_BYTES and self._takes_host_memory:
+            return HostBuffer(self, nbytes, name, host_visible)
         return Buffer(self, nbytes, name, host_visible)
 
     def pipeline(self, module: ShaderModule, room: int = 0) -> Pipeline:

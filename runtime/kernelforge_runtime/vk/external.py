@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from kernelforge_runtime.vk.buffer import Buffer
 from kernelforge_runtime.vk.commands import CommandBuffer
 from kernelforge_runtime.vk.loader import check
 from kernelforge_runtime.vk.physical import EXTERNAL_MEMORY_FD
+from kernelforge_runtime.vk.procedure import procedure
 
 if TYPE_CHECKING:
     from kernelforge_runtime.vk.device import Device
@@ -167,7 +167,7 @@ class SharedBuffer(Buffer):
         asked.sType = lib.VK_STRUCTURE_TYPE_MEMORY_GET_FD_INFO_KHR
         asked.memory, asked.handleType = self.memory, _OPAQUE_FD
         fd = ffi.new("int*")
-        get = _procedure(device, "vkGetMemoryFdKHR")
+        get = procedure(device, "vkGetMemoryFdKHR")
         check(get(device.handle, asked, fd), f"exporting buffer {self.name!r}")
         index, size = self._place
         return ExportedBuffer(int(fd[0]), self.nbytes, size, index, identity(device))
@@ -290,11 +290,3 @@ def _require(device: Device, wanted: int) -> bool:
             f"{EXTERNAL_MEMORY_FD}, but not for storage buffers; copy through the host instead"
         )
     return bool(features & _DEDICATED)
-
-
-def _procedure(device: Device, name: str) -> Callable[..., int]:
-    address = device.lib.vkGetDeviceProcAddr(device.handle, name.encode())
-    if address == device.ffi.NULL:
-        raise DeviceError(f"{device.info.name} has no function {name}")
-    found: Callable[..., int] = device.ffi.cast(f"PFN_{name}", address)
-    return found

@@ -23,6 +23,7 @@ _COMPONENTS = {0: "f16", 1: "f32", 2: "f64", 3: "i8", 5: "i32", 7: "u8", 9: "u32
 BUDGET_EXTENSION = "VK_EXT_memory_budget"
 COOPERATIVE_MATRIX = "VK_KHR_cooperative_matrix"
 EXTERNAL_MEMORY_FD = "VK_KHR_external_memory_fd"
+EXTERNAL_MEMORY_HOST = "VK_EXT_external_memory_host"
 INTEGER_DOT = "VK_KHR_shader_integer_dot_product"
 """By this extension, or as a part of Vulkan 1.3."""
 
