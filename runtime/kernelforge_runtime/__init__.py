@@ -151,8 +151,9 @@ def load_model(
     Raises:
         KernelForgeError: the file, the device or the bundle cannot serve; one line says why.
     """
+    from kernelforge_runtime.errors import ModelError
     from kernelforge_runtime.models import load_model as load
-    from kernelforge_runtime.vk import open_device
+    from kernelforge_runtime.vk import Device, open_device
     from kernelforge_runtime.vk.memory import parse_bytes
 
     how = (
@@ -168,9 +169,18 @@ def load_model(
         prefix_cache,
     )
     if device is not None:
+        if not isinstance(device, Device):
+            raise ModelError(f"device is {device!r}: pass what open_device({device!r}) gives")
+        if device.handle is None:
+            raise ModelError("the device was closed: open it again")
+        before = device.memory.limit
         if memory is not None:
             device.memory.limit = parse_bytes(str(memory))
-        return load(path, device, bundle, *how)
+        try:
+            return load(path, device, bundle, *how)
+        except BaseException:
+            device.memory.limit = before
+            raise
     device = open_device(memory=memory)
     try:
         model = load(path, device, bundle, *how)

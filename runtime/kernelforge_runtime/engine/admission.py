@@ -17,6 +17,7 @@ from kernelforge_runtime.models.tokens import check_tokens
 from kernelforge_runtime.state import State
 from kernelforge_runtime.text import Sampling, Tokenizer
 from kernelforge_runtime.text.draws import SEED_BITS
+from kernelforge_runtime.text.tokenizer import utf8
 
 LONGEST_STOP = 1024
 """Characters of a stop string; every token's text is compared with each."""
@@ -140,6 +141,8 @@ def _strings(stop: Any) -> tuple[str, ...]:
             f"stop has {len(stop)} strings of up to {longest} characters: at most {MOST_STOPS} "
             f"of {LONGEST_STOP} are watched for"
         )
+    for string in stop:
+        utf8(string)  # what no text can hold would be watched for in vain
     return tuple(stop)
 
 

@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from kernelforge_runtime.engine.admission import check_terms
 from kernelforge_runtime.errors import TokenizerError
 from kernelforge_runtime.models import Model, Reference
 from kernelforge_runtime.models.planned import Output
 from kernelforge_runtime.models.submitted import Flight
+from kernelforge_runtime.models.tokens import check_tokens
 from kernelforge_runtime.state import State
 from kernelforge_runtime.text import Sampler, Sampling, StreamDecoder, Tokenizer, load_tokenizer
 
@@ -71,12 +73,14 @@ def generate(
         statistics: filled in while the generator runs.
 
     Raises:
-        ModelError: the prompt is empty or a token is not in the vocabulary.
+        ModelError: the prompt is empty, a token is not in the vocabulary, or there is no such
+            number of tokens or choice of them.
         TokenizerError: the prompt is text, and no tokenizer fits the vocabulary.
     """
     ids, tokenizer = _ids(model, prompt, tokenizer)
     end = tokenizer.end_token if tokenizer is not None else None
-    sampling = sampling if sampling is not None else Sampling()
+    terms = check_terms(max_tokens, sampling, (), (), model.config.vocab, None)
+    max_tokens, sampling = terms.max_tokens, terms.sampling
     counted = statistics if statistics is not None else Statistics()
     sampler = Sampler(sampling, tokenizer)
     stream = StreamDecoder(tokenizer) if tokenizer is not None else None
@@ -120,8 +124,10 @@ def _ids(
     except TokenizerError:
         if isinstance(prompt, str):
             raise
-        return list(prompt), None
-    return tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt), tokenizer
+        return check_tokens(prompt, model.config.vocab).tolist(), None
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt), tokenizer
+    return check_tokens(prompt, model.config.vocab).tolist(), tokenizer
 
 
 def _landed(model: Model, flight: Flight, sampler: Sampler) -> int:

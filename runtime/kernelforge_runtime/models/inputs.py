@@ -89,6 +89,21 @@ def check_inputs(
     return Inputs(np.full(len(rows), GIVEN, np.uint32), rows)
 
 
+def state_or_new(state: State | None, fresh: Callable[[], State]) -> State:
+    """The state that was given, or the model's first one where it is None.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    if state is None:
+        return fresh()
+    if not isinstance(state, State):
+        raise ModelError(
+            f"a state is a State, found {type(state).__name__}: load_state reads it from a file"
+        )
+    return state
+
+
 def check_batch(
     tokens: Sequence[Sequence[int]],
     states: Sequence[State | None] | None,
@@ -117,7 +132,7 @@ def check_batch(
         ) from None
     if len(given) != len(ids):
         raise ModelError(f"{len(ids)} sequences were given {len(given)} states")
-    kept = [state if state is not None else fresh() for state in given]
+    kept = [state_or_new(state, fresh) for state in given]
     if len({id(state) for state in kept}) != len(kept):
         raise ModelError("a state was given for two sequences: clone it")
     for state in kept:

@@ -13,7 +13,7 @@ from kernelforge_runtime.bundle.select import KernelSet
 from kernelforge_runtime.models.base import ModelConfig
 from kernelforge_runtime.models.device_choice import MOST_PENALTIES, Choice
 from kernelforge_runtime.models.formats import activation_format, formats_of
-from kernelforge_runtime.models.inputs import Rows, check_batch, check_inputs
+from kernelforge_runtime.models.inputs import Rows, check_batch, check_inputs, state_or_new
 from kernelforge_runtime.models.int8_dot import Int8Report
 from kernelforge_runtime.models.loading import OnLoad, load_weights
 from kernelforge_runtime.models.observed import ObservedStep
@@ -156,9 +156,9 @@ class Model(SubmittedSteps):
                 the observer wants what is not there.
         """
         given = check_inputs(tokens, vectors, self.config, self.activations)
+        state = state_or_new(state, self.new_state)
         if hidden is not None:
             hidden.begin(self.config.layers, self.config.version)
-        state = state if state is not None else self.new_state()
         size = max(1, min(chunk or self.needs.chunk, max(BUCKETS)))
         output: Output = "full" if full_output else "last"
         pieces = []

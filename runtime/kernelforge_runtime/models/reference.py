@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models.base import ModelConfig
 from kernelforge_runtime.models.formats import activation_format, formats_of
-from kernelforge_runtime.models.inputs import Inputs, Rows, check_batch, check_inputs, taken
+from kernelforge_runtime.models.inputs import (
+    Inputs,
+    Rows,
+    check_batch,
+    check_inputs,
+    state_or_new,
+    taken,
+)
 from kernelforge_runtime.models.registry import recognise
 from kernelforge_runtime.models.tuned_state import read_state_file, read_tuned_state
 from kernelforge_runtime.ops import NumpyOps
@@ -48,6 +56,8 @@ class Reference:
         threads: int | None = None,
         quant: str | None = None,
     ) -> None:
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise ModelError(f"NumPy computes in float32 or float64, asked for {np.dtype(dtype)}")
         self._file = recognise(checkpoint)
         self.config: ModelConfig = self._file.read_config(checkpoint)
         self.formats = formats_of(self.config, weights, quant, "f32", checkpoint)
@@ -108,7 +118,7 @@ class Reference:
     ) -> tuple[NDArray[np.float32], State]:
         if hidden is not None:
             hidden.begin(self.config.layers, self.config.version)
-        state = state if state is not None else self.new_state()
+        state = state_or_new(state, self.new_state)
         state.check(self.config.version, self.config.states, self.hash)
         state.move_out()  # of a device's model that may hold it
         outputs: list[NDArray[np.float32]] = []

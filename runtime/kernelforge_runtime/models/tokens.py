@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +18,15 @@ def check_tokens(tokens: Sequence[int] | NDArray[Any], vocab: int) -> NDArray[np
     Raises:
         ModelError: there are none, or one is not in 0 to vocab - 1.
     """
-    if len(tokens) == 0:
+    try:
+        count, ids = len(tokens), np.asarray(tokens)
+    except (TypeError, ValueError):  # no length: a number or a generator; lists of unlike length
+        raise ModelError(
+            f"tokens must be whole numbers in one list: {reprlib.repr(tokens)} is no list of token "
+            "ids"
+        ) from None
+    if count == 0:
         raise ModelError("no tokens to run: give at least one")
-    ids = np.asarray(tokens)
     if ids.dtype == object and ids.ndim == 1:
         for where, token in enumerate(tokens):
             if type(token) is int and token.bit_length() > 64:
