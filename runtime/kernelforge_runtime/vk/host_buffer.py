@@ -1,9 +1,9 @@
 """Large buffers of a device that is a processor: in memory that the host asked for itself.
 
-Such a device's own memory is a file without a name: to have the system provide 384 MiB of that takes
-0.19 s of the processor's time, of anonymous memory 0.12 s (llvmpipe, Linux 6.18, 2026-11-22, medians
-of seven processes in turns). What a process closes and takes again costs more than there, where it
-was never given back. Where the driver does not take such memory, buffers are as everywhere else.
+Such a device's own memory is a file without a name: to have the system provide 384 MiB of that
+takes 0.19 s of the processor's time, of anonymous memory 0.12 s (llvmpipe, Linux 6.18, 2026-11-22,
+medians of seven processes in turns). What a process closes and takes again costs more than there,
+where it was never given back. Where the driver does not take such memory, buffers are as elsewhere.
 
 Large pages are not asked for: on a virtual machine whose host takes free ones back each costs more
 than the small ones in its place, six times as much on that machine.
