@@ -69,7 +69,7 @@ def read_prompts(file: str | None, given: list[str]) -> list[Prompt]:
         return found
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")  # editors put a mark first that is no part of it
     except UnicodeDecodeError as error:
         raise ModelError(
             f"{file}: byte {error.start} is not UTF-8; convert the text first"
@@ -98,6 +98,8 @@ def _json_line(where: str, line: str) -> Prompt:
         return Prompt(where, value, {})
     if not isinstance(value, dict) or ("prompt" in value) == ("ids" in value):
         raise ModelError(f'{where}: expected a string, or an object with "prompt" or "ids"')
+    if isinstance(value.get("ids"), str):
+        raise ModelError(f'{where}: "ids" is text: it is a list of token ids, "prompt" is text')
     if unknown := sorted(set(value) - set(KEYS)):
         raise ModelError(f"{where}: {unknown[0]!r} is not known; there are {', '.join(KEYS)}")
     asks = {name: v for name, v in value.items() if name not in ("prompt", "ids")}

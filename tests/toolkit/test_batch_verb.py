@@ -134,6 +134,13 @@ def test_a_pipe_will_do(capsys, monkeypatch):
     assert [r["prompt"] for r in told(capsys, "-", "--tokens", "1")["requests"]] == ["ab", "cd"]
 
 
+def test_an_editors_byte_order_mark_is_no_part_of_the_first_prompt(capsys, tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf"ab"\r\n"cd"')
+    prompts = told(capsys, file, "--tokens", "1")["requests"]
+    assert [r["prompt"] for r in prompts] == ["ab", "cd"]
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -144,6 +151,7 @@ def test_a_pipe_will_do(capsys, monkeypatch):
         ('{"prompt": "a", "topp": 1}', "'topp' is not known; there are prompt, ids, tokens"),
         ('{"prompt": "a", "top_p": 2}', "top_p is 2, it must be a number from 0 to 1"),
         ('{"ids": [300]}', "token 300 at position 0"),
+        ('{"ids": "abc"}', '"ids" is text'),
         ('{"prompt": ""}', "no tokens to run"),
         ('{"prompt": "a", "tokens": "many"}', "max_tokens is 'many'"),
         ('{"prompt": 5}', "the prompt is no list of token ids"),
