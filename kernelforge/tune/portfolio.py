@@ -75,7 +75,7 @@ def portfolio_of(bundles: Iterable[Path]) -> list[Known]:
     Raises:
         TuneError: one is no bundle, or is damaged.
     """
-    found: dict[tuple[str, str, str, Problem], dict[str, tuple[float, float]]] = {}
+    found: dict[tuple[str, str, str, str, Problem], dict[str, tuple[float, float]]] = {}
     for path in bundles:
         try:
             manifest = read_manifest(path)
@@ -88,10 +88,12 @@ def portfolio_of(bundles: Iterable[Path]) -> list[Known]:
                 variant = Variant.parse(entry.variant)
             except SpaceError as error:
                 raise TuneError(f"portfolio of {path}: {error}; leave this bundle out") from None
-            key = (manifest.device.slug, variant.family, variant.precision, entry.problem)
+            # A software device on two processors is two devices: times of one say nothing there.
+            where = manifest.device.slug, manifest.device.processor
+            key = (*where, variant.family, variant.precision, entry.problem)
             found.setdefault(key, {})[variant.name] = (entry.median_ns, entry.default_ns)
     known = []
-    for (device, family, precision, problem), times in found.items():
+    for (device, _, family, precision, problem), times in found.items():
         best = min(median for median, _ in times.values())
         default = max(default for _, default in times.values())
         known.append(

@@ -206,6 +206,24 @@ def test_what_a_bundle_has_without_a_time_is_left_out_and_a_name_of_no_variant_i
                 read([TUNED])
 
 
+def test_a_software_device_on_two_processors_is_two_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = read_manifest(TUNED / "llvmpipe")
+    best = min((e for e in here.entries if not e.beaten), key=lambda e: e.median_ns)
+    there = replace(
+        here,
+        device=replace(here.device, processor="another processor"),
+        entries=(replace(best, median_ns=best.median_ns // 2),),
+    )
+    alone = replace(here, entries=(best,))
+    found = {"here": alone, "there": there}
+    monkeypatch.setattr(portfolio, "read_manifest", lambda path: found[path.name])
+    lines = portfolio_of([Path("here"), Path("there")])
+    assert [line.device for line in lines] == ["llvmpipe"] * 2
+    assert [line.shares for line in lines] == [{best.variant: 1.0}] * 2
+
+
 def measured(name: str, ns: float, outcome: Outcome = Outcome.OK) -> Measurement:
     return Measurement("small", "f32", "M8.K8", name, outcome, median_ns=ns)
 
