@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import types
 import subprocess
 import sys
 from contextlib import closing
@@ -104,6 +105,19 @@ def test_a_number_that_is_no_index_is_looked_for_in_the_names(llvmpipe):
 def test_without_any_usable_device_the_message_says_what_was_found():
     with pytest.raises(DeviceError, match=r"no Vulkan 1\.2 device \(found: none\); install"):
         _choose([], None)
+
+
+def test_unasked_the_best_type_is_taken_and_of_that_what_offers_most(llvmpipe):
+    def physical(kind, features):
+        info = dataclasses.replace(
+            llvmpipe.info, device_type=kind, features=frozenset(features), api_version=(1, 3, 0)
+        )
+        return types.SimpleNamespace(info=info)
+
+    poor, rich, twin = (physical("cpu", f) for f in (("int8",), ("int8", "int64"), ("a", "b")))
+    gpu = physical("integrated", ())
+    assert _choose([poor, rich, twin], None) is rich
+    assert _choose([poor, rich, gpu], "") is gpu
 
 
 def test_a_device_says_what_kernels_ask_of_it(device):

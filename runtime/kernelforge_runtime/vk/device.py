@@ -297,7 +297,8 @@ def _choose(found: list[PhysicalDevice], selector: int | str | None) -> Physical
         )
     names = ", ".join(f"{i}: {p.info.name}" for i, p in enumerate(found))
     if selector is None or selector == "":
-        return min(usable, key=lambda p: _PREFERENCE[p.info.device_type])
+        # Of two of a type, the one that offers more: of software devices that is the faster one.
+        return min(usable, key=lambda p: (_PREFERENCE[p.info.device_type], -len(p.info.features)))
     digits = isinstance(selector, int) or (selector.isascii() and selector.isdigit())
     index = int(selector) if digits else -1
     if 0 <= index < len(found):
