@@ -4,9 +4,9 @@ import dataclasses
 import json
 import os
 import re
-import types
 import subprocess
 import sys
+import types
 from contextlib import closing
 
 import numpy as np
