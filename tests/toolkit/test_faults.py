@@ -45,7 +45,7 @@ ROOT = Path(__file__).parents[2]
 PROBLEM = Problem(M=67, K=64)
 QUICK = Effort(sample_ns=1e5, samples=3, longest_sample_ns=1e6)
 # The floor is long for a hang, but a healthy trial on a machine under load must fit into it.
-PATIENCE = Patience(factor=2.0, floor_s=3.0, ceiling_s=20.0, pauses_s=(0.1, 0.2))
+PATIENCE = Patience(factor=2.0, floor_s=5.0, ceiling_s=20.0, pauses_s=(0.1, 0.2))
 
 pytestmark = [
     pytest.mark.vulkan,
