@@ -153,7 +153,7 @@ def test_more_than_one_block_of_weights_leaves_no_gap(lavapipe):
 def test_what_does_not_fit_is_refused_before_anything_is_allocated(path, own):
     with load(path, own, weights="f32", chunk=8) as model:
         most = model.needs.total
-    with load(path, own, weights="f16", chunk=8) as model:
+    with load(path, own, weights="bf16", chunk=8) as model:
         fitting = model.needs.total
     own.memory.limit, own.memory.peak = most - 1, 0
     with pytest.raises(OutOfMemoryError) as found:
@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_allocated(path, own):
     assert f"needed on {own.info.name}: {most:,} bytes (weights " in said
     assert f"{most - 1:,} of {most - 1:,} bytes of the limit (--memory, KERNELFORGE_MEMORY)" in said
     assert "heap 0" in said
-    assert said.endswith(f"would fit: bf16 with {fitting:,} bytes")  # the first of the two
+    assert said.endswith(f"would fit: bf16 with {fitting:,} bytes")  # before f16
     with load(path, own, weights="bf16", chunk=8) as model:
         run_all(model, 8)
     assert own.memory.peak == fitting
