@@ -12,9 +12,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.resources import files
 from types import ModuleType
+from typing import Any
 
 from kernelforge import __version__
 from kernelforge.cli import options
@@ -104,7 +106,7 @@ def verbs() -> dict[str, str]:
 def parser_of(verb: str) -> tuple[argparse.ArgumentParser, ModuleType]:
     """The parser of one verb, and its module."""
     module = import_module(f"kernelforge.cli.{verb}")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"kernelforge {verb}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -134,7 +136,7 @@ def _dispatch(arguments: list[str], verb: str) -> int:
 
 def _top(known: dict[str, str]) -> argparse.ArgumentParser:
     lines = "\n".join(f"  {name:<9} {text}" for name, text in known.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="kernelforge",
         usage="kernelforge VERB [TARGET] [--options]",
         description="Tuned Vulkan kernels, and RWKV language models that run on them.",
@@ -150,6 +152,17 @@ def _nearest(verb: str, known: dict[str, str]) -> str:
 
     near = get_close_matches(verb, known, n=1)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells where its help or version could not be written."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse's own drops the error, and with PYTHONUNBUFFERED none is left for `flush`.
+        if file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
@@ -212,7 +225,8 @@ def _discard_stdout() -> None:
 
 
 def _fail(name: str, line: str, code: int, verbose: bool) -> int:
-    if verbose:
-        traceback.print_exc()
-    print(f"{name}: {line}", file=sys.stderr)
+    with suppress(OSError):  # where stderr is full too, the code is all that can be told
+        if verbose:
+            traceback.print_exc()
+        print(f"{name}: {line}", file=sys.stderr)
     return code

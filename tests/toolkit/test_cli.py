@@ -265,6 +265,30 @@ def test_a_full_disk_is_one_line():
     assert one_line(found.stderr, "kernelforge inspect: No space left on device")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
+def test_help_and_version_that_cannot_be_written_fail(arguments, unbuffered):
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run(
+            command(*arguments),
+            env=environment(PYTHONUNBUFFERED=unbuffered),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert found.returncode == 1
+    verb = " run" if "run" in arguments else ""
+    assert one_line(found.stderr, f"kernelforge{verb}: No space left on device")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_where_stderr_is_full_the_exit_code_is_still_told():
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run(command("nosuch"), env=environment(), stderr=full)
+    assert found.returncode == 2
+
+
 @pytest.mark.parametrize(
     ("package", "arguments", "extra"),
     [
