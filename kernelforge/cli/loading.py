@@ -90,6 +90,7 @@ def loaded(
                 threads=args.threads,
                 quant=args.quant,
                 adapters=args.lora,
+                chunk=args.chunk,
             ) as reference,
         ):
             yield reference, None

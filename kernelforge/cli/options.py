@@ -93,6 +93,16 @@ def _memory(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _chunk(text: str) -> int:
+    from kernelforge_runtime.errors import ModelError
+    from kernelforge_runtime.models.step_size import check_chunk
+
+    try:
+        return check_chunk(positive(text))
+    except ModelError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 SHARED: dict[str, dict[str, Any]] = {
     "device": {
         "metavar": "DEVICE",
@@ -125,7 +135,7 @@ SHARED: dict[str, dict[str, Any]] = {
     },
     "chunk": {
         "metavar": "N",
-        "type": positive,
+        "type": _chunk,
         "default": 256,
         "help": "tokens of a step, at most: fewer take less memory, and keep the time between "
         "tokens short while prompts are read (default: 256)",

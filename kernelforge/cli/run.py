@@ -179,13 +179,17 @@ def _statistics(
     if isinstance(model, Model):
         stats["memory"] = {
             "needed": model.needs.total,
+            "chunk": model.needs.chunk,
             **model.needs.parts,
             "taken": model.device.memory.used,
             "most_taken": model.device.memory.peak,
         }
         stats["device"] = model.device.info.name
         stats["kernels"] = {match.value: n for match, n in model.matches().items()}
-        steps = {"decode": model.dispatches(1), "prefill": model.dispatches(counted.prompt_tokens)}
+        steps = {
+            "decode": model.dispatches(1),
+            "prefill": model.dispatches(min(counted.prompt_tokens, model.needs.chunk)),
+        }
         stats["dispatches"] = {
             name: {"total": count.total, "layers": count.blocks} for name, count in steps.items()
         }
@@ -204,7 +208,7 @@ def _print_stats(output: Output, stats: dict[str, Any]) -> None:
         found = stats["memory"]
         output.note(
             f"memory: {found['needed'] / 1e6:.1f} MB reckoned for 1 slot and prompts in pieces of "
-            f"256 tokens, at most {found['most_taken'] / 1e6:.1f} MB taken"
+            f"{found['chunk']} tokens, at most {found['most_taken'] / 1e6:.1f} MB taken"
         )
     output.note(
         f"prefill {stats['prompt_tokens']:>6} tokens {stats['prefill_s']:8.3f} s "

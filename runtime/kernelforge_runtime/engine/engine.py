@@ -76,7 +76,7 @@ class Engine(Stepping):
         Args:
             model: loaded with as many slots at least.
             slots: the model's where None.
-            chunk: from `slots` to 256; where None what the model has memory for.
+            chunk: from `slots` to 256; where None the model's, which it has memory for.
             tokenizer: picked by the vocabulary's size where None; where none fits, prompts are ids
                 and there is no text.
             longest_prompt: tokens that a prompt may have.
@@ -95,7 +95,8 @@ class Engine(Stepping):
         check_whole("longest_prompt", longest_prompt)
         self.slots = slots if slots is not None else model.slots
         if chunk is None:
-            chunk = max(model.needs.chunk, self.slots) if isinstance(model, Model) else max(BUCKETS)
+            usual = model.needs.chunk if isinstance(model, Model) else model.chunk
+            chunk = max(usual, self.slots)
         self.chunk, self.longest_prompt = chunk, longest_prompt
         if not 1 <= self.slots <= model.slots:
             raise RequestError(

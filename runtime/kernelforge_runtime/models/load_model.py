@@ -48,7 +48,8 @@ def load_model(
             does not name is in `weights`. See `weight_formats`.
         adapters: LoRA, PiSSA and DiSHA files, merged into the weights in this order; see
             weights.adapters.
-        chunk: tokens of a step that there must be memory for; a longer prompt goes in pieces.
+        chunk: tokens of a step that there must be memory for, 1 to 256; a longer prompt goes in
+            pieces.
         hooks: whether there must be memory for steps that are looked at (`hidden`) and for vectors
             in place of tokens, too; without, they run as far as there is.
         prefix_cache: bytes that an engine's prefix cache is to have on the host, which must be

@@ -22,7 +22,7 @@ from kernelforge_runtime.models.preflight import Preflight
 from kernelforge_runtime.models.recorded import Step
 from kernelforge_runtime.models.registry import recognise
 from kernelforge_runtime.models.resident import ResidentStates
-from kernelforge_runtime.models.step_size import BUCKETS, share
+from kernelforge_runtime.models.step_size import BUCKETS, check_chunk, share
 from kernelforge_runtime.models.submitted import SubmittedSteps
 from kernelforge_runtime.models.tokens import check_tokens
 from kernelforge_runtime.models.tuned_state import read_state_file, read_tuned_state
@@ -146,20 +146,20 @@ class Model(SubmittedSteps):
             tokens: ids, at least one.
             state: updated in place and returned; None starts anew. `clone` it first to keep it.
             full_output: logits of every token, [T, V], instead of the last one's, [V].
-            chunk: tokens per step at most; where None what memory was reckoned for.
+            chunk: tokens per step at most, 1 to 256; where None what memory was reckoned for.
             vectors: in place of tokens, [T, C]: what stands for rows of the embedding table as it
                 is in the file, so before `ln0`, which is applied to them.
             hidden: is shown the residual stream behind layers; see Hidden and Magnitudes.
 
         Raises:
-            ModelError: a token is not in the vocabulary, there is none, a vector is not finite, or
-                the observer wants what is not there.
+            ModelError: a token is not in the vocabulary, there is none, a vector is not finite, the
+                observer wants what is not there, or no step has so many tokens.
         """
         given = check_inputs(tokens, vectors, self.config, self.activations)
         state = state_or_new(state, self.new_state)
         if hidden is not None:
             hidden.begin(self.config.layers, self.config.version)
-        size = max(1, min(chunk or self.needs.chunk, max(BUCKETS)))
+        size = self.needs.chunk if chunk is None else check_chunk(chunk)
         output: Output = "full" if full_output else "last"
         pieces = []
         step: Step | ObservedStep
@@ -196,7 +196,7 @@ class Model(SubmittedSteps):
         """
         ids, kept = check_batch(tokens, states, self.config, self.hash, self.new_state)
         logits = np.empty((len(ids), self.config.vocab), np.float32)
-        size = max(1, min(chunk or self.needs.chunk, max(BUCKETS)))
+        size = self.needs.chunk if chunk is None else check_chunk(chunk)
         for first in range(0, len(ids), self.slots):
             group = range(first, min(first + self.slots, len(ids)))
             done = dict.fromkeys(group, 0)

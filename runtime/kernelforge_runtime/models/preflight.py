@@ -28,7 +28,7 @@ from kernelforge_runtime.models.device_choice import MOST_PENALTIES, can_choose
 from kernelforge_runtime.models.planned import Output
 from kernelforge_runtime.models.resident import ResidentStates
 from kernelforge_runtime.models.shapes import Shapes
-from kernelforge_runtime.models.step_size import BUCKETS, step_size
+from kernelforge_runtime.models.step_size import BUCKETS, check_chunk, step_size
 from kernelforge_runtime.models.step_writing import write_step
 from kernelforge_runtime.ops import VulkanOps
 from kernelforge_runtime.ops.device_weights import CountedWeights
@@ -109,7 +109,7 @@ class Preflight:
         self._hooks, self._host = hooks, dict(host or {})
         self._file, self._shapes, self._config = file, Shapes(checkpoint), config
         self._device, self._kernels, self._activations = device, kernels, activations
-        self.slots, self.chunk = slots, max(1, min(chunk, max(BUCKETS)))
+        self.slots, self.chunk = slots, check_chunk(chunk)
         probe = VulkanOps(CountingDevice(device), kernels, WeightFormats(F32), activations)
         self.layouts_of = probe.store.layouts_of
         self.first: list[Selection] = []

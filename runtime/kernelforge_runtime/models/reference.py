@@ -21,6 +21,7 @@ from kernelforge_runtime.models.inputs import (
     taken,
 )
 from kernelforge_runtime.models.registry import recognise
+from kernelforge_runtime.models.step_size import BUCKETS, check_chunk
 from kernelforge_runtime.models.tuned_state import read_state_file, read_tuned_state
 from kernelforge_runtime.ops import NumpyOps
 from kernelforge_runtime.ops.observation import Mark, Observer, Place, places
@@ -28,9 +29,6 @@ from kernelforge_runtime.state import State
 from kernelforge_runtime.weights import Checkpoint
 from kernelforge_runtime.weights.adapters import Adapter, open_model
 from kernelforge_runtime.weights.model_hash import model_hash
-
-CHUNK = 256
-"""Tokens computed at once; bounds the memory of a long prompt, not its result."""
 
 
 class Reference:
@@ -40,6 +38,7 @@ class Reference:
         config: sizes of the model.
         weights: the format that weights were rounded to where `formats` names no other.
         formats: of every part of the model.
+        chunk: tokens computed at once; bounds the memory of a long prompt, not its result.
         hash: of the model file and its adapters; see model_hash.
     """
 
@@ -55,9 +54,11 @@ class Reference:
         activations: str = "f32",
         threads: int | None = None,
         quant: str | None = None,
+        chunk: int = max(BUCKETS),
     ) -> None:
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise ModelError(f"NumPy computes in float32 or float64, asked for {np.dtype(dtype)}")
+        self.chunk = check_chunk(chunk)
         self._file = recognise(checkpoint)
         self.config: ModelConfig = self._file.read_config(checkpoint)
         self.formats = formats_of(self.config, weights, quant, "f32", checkpoint)
@@ -89,6 +90,7 @@ class Reference:
         tokens: Sequence[int] = (),
         state: State | None = None,
         full_output: bool = False,
+        chunk: int | None = None,
         *,
         vectors: NDArray[Any] | None = None,
         hidden: Observer | None = None,
@@ -99,15 +101,18 @@ class Reference:
             tokens: ids, at least one.
             state: updated in place and returned; None starts anew.
             full_output: logits of every token, [T, V], instead of the last one's, [V].
+            chunk: tokens computed at once, 1 to 256; the model's own where None.
             vectors: in place of tokens; see Model.forward.
             hidden: is shown the residual stream behind layers; see Hidden and Magnitudes.
 
         Raises:
-            ModelError: a token is not in the vocabulary, there is none, a vector is not finite, or
-                the observer wants what is not there.
+            ModelError: a token is not in the vocabulary, there is none, a vector is not finite, the
+                observer wants what is not there, or it is no such chunk.
         """
         given = check_inputs(tokens, vectors, self.config, self.activations)
-        return self._run(given, state, full_output, hidden)
+        if chunk is not None:
+            check_chunk(chunk)
+        return self._run(given, state, full_output, hidden, chunk)
 
     def _run(
         self,
@@ -115,6 +120,7 @@ class Reference:
         state: State | None,
         full_output: bool = False,
         hidden: Observer | None = None,
+        chunk: int | None = None,
     ) -> tuple[NDArray[np.float32], State]:
         if hidden is not None:
             hidden.begin(self.config.layers, self.config.version)
@@ -122,7 +128,7 @@ class Reference:
         state.check(self.config.version, self.config.states, self.hash)
         state.move_out()  # of a device's model that may hold it
         outputs: list[NDArray[np.float32]] = []
-        for piece in given.pieces(CHUNK):
+        for piece in given.pieces(chunk or self.chunk):
             state.reserve(self.config.states, len(piece))
             self._ops.tokens, self._ops.state = piece.ids, state.arrays
             self._ops.position = state.position
@@ -218,6 +224,7 @@ def load_reference(
     threads: int | None = None,
     quant: str | None = None,
     adapters: Iterable[Adapter | str | os.PathLike[str]] = (),
+    chunk: int = max(BUCKETS),
 ) -> Reference:
     """Loads a model to be run by NumPy.
 
@@ -230,9 +237,10 @@ def load_reference(
         threads: for products with quantised matrices; as many as there are cores where None.
         quant: formats of parts of the model, such as "0-11:q8,head:f16"; see `weight_formats`.
         adapters: as for load_model.
+        chunk: tokens computed at once, 1 to 256; a longer prompt goes in pieces.
 
     Raises:
         ModelError: the file cannot be read or is no model of a known version.
     """
     with open_model(path, adapters) as checkpoint:
-        return Reference(checkpoint, dtype, weights, activations, threads, quant)
+        return Reference(checkpoint, dtype, weights, activations, threads, quant, chunk)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+
+from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.ops.vulkan_step import StepSize
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -17,6 +22,21 @@ def step_size(counts: Sequence[int], slots: int, given: bool = False) -> StepSiz
         return StepSize(sequences, sequences, True, given)
     tokens = next(b for b in BUCKETS if b >= sum(counts))
     return StepSize(tokens, sequences, False, given)
+
+
+def check_chunk(chunk: Any) -> int:
+    """Tokens of a step, as somebody has asked for them.
+
+    Raises:
+        ModelError: no step can have so many.
+    """
+    whole = isinstance(chunk, (int, np.integer)) and not isinstance(chunk, bool)
+    if not whole or not 1 <= chunk <= max(BUCKETS):
+        raise ModelError(
+            f"chunk is {reprlib.repr(chunk)}, it must be a whole number from 1 to {max(BUCKETS)}: "
+            "the tokens of one step; a longer prompt goes in pieces"
+        )
+    return int(chunk)
 
 
 def share(budget: int, left: Mapping[int, int]) -> dict[int, int]:
