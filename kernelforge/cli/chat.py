@@ -106,12 +106,14 @@ def _talk(output: Output, talk: Conversation) -> tuple[list[dict[str, Any]], boo
 
 def _lines(output: Output) -> Iterator[str]:
     """What is said, line by line; a terminal is asked for it."""
+    mark = "\ufeff"  # editors put it first into a file, and it is no part of it
     while True:
         if not sys.stdin.isatty():
             line = sys.stdin.readline()
             if not line:
                 return
-            yield line
+            yield line.removeprefix(mark)
+            mark = ""
             continue
         try:
             yield input("" if output.quiet else "> ")

@@ -154,7 +154,7 @@ def _prompt(args: argparse.Namespace) -> str | list[int]:
             if args.prompt_file == "-"
             else Path(args.prompt_file).read_bytes()
         )
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # editors put a mark first that is no part of it
     except UnicodeDecodeError as error:
         raise ModelError(
             f"prompt {args.prompt_file}: byte {error.start} is not UTF-8; convert the text first"

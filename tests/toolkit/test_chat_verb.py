@@ -54,6 +54,12 @@ def test_an_answer_anew_with_greedy_choice_is_the_same_answer(chat):
     assert one == two
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(chat):
+    found = turns(chat(["\ufeffhi", "/regen"], "--json"))
+    assert found == turns(chat(["hi", "/regen"], "--json"))
+    assert turns(chat(["\ufeff/quit", "hi"], "--json")) == []
+
+
 def test_quit_leaves_at_once(chat):
     assert len(turns(chat(["hi", "/quit", "more"], "--json"))) == 1
 

@@ -94,6 +94,13 @@ def test_run_reads_its_prompt_from_stdin_and_repeats_with_a_seed():
     assert len(texts[0]) == 5
 
 
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_bytes("\ufeffHello".encode())
+    found = cpu_run(tiny_model(), "--prompt-file", file, "--tokens", "1", "--json")
+    assert json.loads(found.stdout)["stats"]["prompt_tokens"] == len("Hello")
+
+
 def test_a_saved_state_goes_on_where_the_text_ended(tmp_path):
     model, state = tiny_model(), tmp_path / "state"
     first = cpu_run(model, "ab", "--greedy", "--tokens", "3", "--save-state", state, "--json")
