@@ -269,10 +269,11 @@ def _format(weights: str, activations: str) -> str:
 
 def _kernels(device: Device, bundle: str | None) -> KernelSet:
     from kernelforge_runtime.bundle import KernelSet, locate_generic
+    from kernelforge_runtime.plan import open_kernels
 
     if bundle == GENERIC:
         return KernelSet.open(device.info, locate_generic(device.info).bundle_path)
-    return KernelSet.open(device.info, bundle)
+    return open_kernels(device, bundle)
 
 
 def _ceilings(device: Device, output: Output) -> Ceilings | None:

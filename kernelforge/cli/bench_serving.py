@@ -144,8 +144,9 @@ def _one(
     args: argparse.Namespace, path: Path, bundle: str | None, weights: str, tables: Sequence[Table]
 ) -> None:
     from kernelforge.cli.serving_bench import time_batches, time_long_run
-    from kernelforge_runtime.bundle import KernelSet, locate_generic
+    from kernelforge_runtime.bundle import locate_generic
     from kernelforge_runtime.models import load_model
+    from kernelforge_runtime.plan import open_kernels
     from kernelforge_runtime.vk import open_device
 
     how = {"weights": weights, "activations": args.activations, "quant": args.quant}
@@ -159,7 +160,7 @@ def _one(
         )
         if bundle == "generic":
             bundle = str(locate_generic(device.info).bundle_path)
-        kernels = KernelSet.open(device.info, bundle)
+        kernels = open_kernels(device, bundle)
         name = kernels.bundles[0].slug
         if args.batch or args.long:
             with load_model(path, device, kernels, slots=slots, **how) as model:

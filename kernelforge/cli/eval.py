@@ -33,11 +33,11 @@ from kernelforge.cli.evaluation.tasks import MOST_DIGITS, TASKS, Sample, Task
 from kernelforge.cli.evaluation.text import score_text
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
-from kernelforge_runtime.bundle import KernelSet
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.models import Model, Reference, load_model, load_reference
 from kernelforge_runtime.models.formats import weight_format
 from kernelforge_runtime.ops.vulkan_products import FEW_TOKENS
+from kernelforge_runtime.plan import open_kernels
 from kernelforge_runtime.text import load_tokenizer
 from kernelforge_runtime.vk import open_device
 from kernelforge_runtime.weight_formats import parse_formats
@@ -309,7 +309,7 @@ def _loader(
     if not Path(args.model).exists():  # said before a device is looked for
         raise ModelError(f"{args.model}: no such file: check the path")
     with open_device(args.device, memory=args.memory) as device:
-        kernels = KernelSet.open(device.info, args.bundle)
+        kernels = open_kernels(device, args.bundle)
         asked = options.int8_dot(args)
 
         def load(weights: str | None) -> Model:

@@ -115,16 +115,16 @@ def main() -> None:
 
 def _timed(settings: dict[str, Any]) -> dict[str, Any]:
     from kernelforge_runtime import open_device
-    from kernelforge_runtime.bundle import KernelSet
     from kernelforge_runtime.models import load_model
     from kernelforge_runtime.models.registry import model_files
+    from kernelforge_runtime.plan import open_kernels
 
     model_files()  # code is loaded by now, as that of all else is
     started_ns, place = settings.pop("started_ns"), settings.pop("bundle")
     path = settings.pop("path")
     with open_device(settings.pop("device"), memory=settings.pop("memory", None)) as device:
         begun = time.perf_counter()
-        kernels = KernelSet.open(device.info, place)
+        kernels = open_kernels(device, place)
         opened = time.perf_counter()
         with load_model(path, device, kernels, **settings) as model:
             ready = time.perf_counter()

@@ -16,6 +16,7 @@ from kernelforge.cli.progress import ProgressBar
 from kernelforge_runtime.bundle import BundleMatch, KernelSet
 from kernelforge_runtime.errors import ModelError, TokenizerError
 from kernelforge_runtime.models import Model, Reference, load_model, load_reference
+from kernelforge_runtime.plan import open_kernels
 from kernelforge_runtime.text import Tokenizer, load_tokenizer
 from kernelforge_runtime.vk import open_device
 
@@ -100,7 +101,7 @@ def loaded(
     if not Path(args.model).exists():  # said before a device is looked for
         raise ModelError(f"{args.model}: no such file: check the path")
     with open_device(args.device, memory=args.memory) as device:
-        kernels = KernelSet.open(device.info, args.bundle)
+        kernels = open_kernels(device, args.bundle)
         if kernels.located is not None and kernels.located.match is not BundleMatch.EXACT:
             Output(args).note(kernels.located.reason)
         with ProgressBar(Output(args), "loading") as bar:

@@ -18,6 +18,7 @@ from kernelforge.cli.progress import ProgressBar
 if TYPE_CHECKING:
     from kernelforge.tune.pareto import Front, Point
     from kernelforge_runtime.models import Model
+    from kernelforge_runtime.plan import open_kernels
     from kernelforge_runtime.text import Tokenizer
 
 FILE = "pareto.json"
@@ -60,7 +61,6 @@ def add_pareto_options(parser: argparse.ArgumentParser) -> None:
 def choose_format(args: argparse.Namespace, output: Output) -> int:
     """Measures each format, prints the front and one of it."""
     from kernelforge.tune.pareto import MOST_WORSE, find_front, rule, to_json
-    from kernelforge_runtime.bundle import KernelSet
     from kernelforge_runtime.errors import ModelError
     from kernelforge_runtime.models import load_model
     from kernelforge_runtime.models.formats import WEIGHT_FORMATS, weight_format
@@ -80,7 +80,7 @@ def choose_format(args: argparse.Namespace, output: Output) -> int:
         raise ModelError(f"{args.model}: no such file: check the path")
     data = Path(args.text).read_bytes()
     with open_device(args.device) as device:
-        kernels = KernelSet.open(device.info, args.out)
+        kernels = open_kernels(device, args.out)
         folder = options.journal_folder(args.journal, device.info.slug)
         options.require_writable(folder, "--journal")
         compare = _Formats(data)

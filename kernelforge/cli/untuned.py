@@ -48,14 +48,14 @@ def judge_untuned(args: argparse.Namespace, output: Output) -> int:
     from kernelforge.measure.supervisor import Supervisor
     from kernelforge.tune.study import Isolation
     from kernelforge.tune.untuned import draw, summary
-    from kernelforge_runtime.bundle import KernelSet
     from kernelforge_runtime.errors import KernelForgeError
+    from kernelforge_runtime.plan import open_kernels
     from kernelforge_runtime.vk import open_device
 
     working_compiler()
     found: list[Judged] = []
     with open_device(args.device) as device:
-        kernels = KernelSet.open(device.info, args.out)
+        kernels = open_kernels(device, args.out)
         entries = [
             entry
             for entry in kernels.bundles[0].entries

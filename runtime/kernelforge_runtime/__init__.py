@@ -102,9 +102,9 @@ def load_bundle(device: Device, path: str | os.PathLike[str] | None = None) -> K
     Raises:
         BundleError: there is no usable bundle, or the one asked for is damaged.
     """
-    from kernelforge_runtime.bundle.select import KernelSet
+    from kernelforge_runtime.plan.trial import open_kernels
 
-    return KernelSet.open(device.info, path).tell()
+    return open_kernels(device, path).tell()
 
 
 def load_model(

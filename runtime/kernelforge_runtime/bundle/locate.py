@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 from kernelforge_runtime.abi.device_info import GENERIC, DeviceInfo
 from kernelforge_runtime.bundle.bundle import KERNELS_FILE, MANIFEST_FILE, read_manifest
 from kernelforge_runtime.bundle.fingerprint import SLUG, BundleMatch, Fingerprint
+from kernelforge_runtime.bundle.rivals import remember, remembered
 from kernelforge_runtime.errors import BundleError
 from kernelforge_runtime.resources import tuned_search_path
 
@@ -23,6 +24,9 @@ MAX_FOLDERS = 1000
 """Folders looked at per place: a wrong place may hold anything."""
 
 _log = logging.getLogger(__name__)
+
+Judge = Callable[[Sequence[Path]], Path | None]
+"""Tells which of several bundles for a device is fastest on it; None where it cannot."""
 
 # Best first; a bundle of an unlike device is only used when it is asked for by its path.
 _ORDER = (
@@ -50,6 +54,7 @@ def locate(
     device: DeviceInfo,
     path: str | os.PathLike[str] | None = None,
     search: Iterable[Traversable] | None = None,
+    judge: Judge | None = None,
 ) -> Located:
     """The best bundle for a device.
 
@@ -58,6 +63,8 @@ def locate(
         path: a bundle, or a folder of bundles, that is to be used whatever else there is; without
             it the environment variable KERNELFORGE_TUNED is asked.
         search: folders of bundles, the most wanted first; default: the user's and the shipped.
+        judge: asked where several fit a software device equally well, being tuned on other
+            processors, and it was not asked before; without it, the first one is taken then.
 
     Raises:
         BundleError: `path` is no bundle that can be read, or there is none for this device.
@@ -71,10 +78,33 @@ def locate(
         places = _folders(tuned_search_path() if search is None else search)
     found = list(_candidates(device, places))
     for match in _ORDER:
-        for folder, fingerprint, kind in found:
-            if kind is match:
-                return Located(folder, match, _reason(device, folder, fingerprint, match, places))
+        equals = {folder: fingerprint for folder, fingerprint, kind in found if kind is match}
+        if equals:
+            folder, how = _fastest(device, equals, judge)
+            reason = _reason(device, folder, equals[folder], match, places, how)
+            return Located(folder, match, reason)
     return locate_generic(device, places)
+
+
+def _fastest(
+    device: DeviceInfo, equals: Mapping[Path, Fingerprint], judge: Judge | None
+) -> tuple[Path, str]:
+    """Which of bundles that match equally well is taken, and a clause where that was a choice."""
+    first = next(iter(equals))
+    strange = [f for f, tuned in equals.items() if tuned.processor != device.processor]
+    if device.device_type != "cpu" or len(strange) < len(equals):
+        return next((f for f in equals if f not in strange), first), ""
+    if len(equals) == 1:
+        return first, ""
+    rivals = sorted(equals)
+    known = remembered(device, rivals)
+    if known is None and judge is not None:
+        known = judge(list(equals))
+        if known is not None:
+            remember(device, rivals, known)
+    if known is None:
+        return first, f", one of {len(equals)} such: the first model to be loaded will try them all"
+    return known, f", of {len(equals)} such the fastest here"
 
 
 def locate_generic(device: DeviceInfo, search: Iterable[Traversable] | None = None) -> Located:
@@ -170,6 +200,7 @@ def _reason(
     tuned: Fingerprint,
     match: BundleMatch,
     places: Iterable[Path] = (),
+    how: str = "",
 ) -> str:
     advice = _advice(device)
     if match is BundleMatch.EXACT:
@@ -179,8 +210,8 @@ def _reason(
         differing = tuned.differences(Fingerprint.of(device))
         listed = ", ".join(f"{what} {there} (here: {here})" for what, there, here in differing)
         return (
-            f'using the bundle in {folder}, tuned for "{device.slug}" with another {listed}; its '
-            f"kernels were verified there, not here: kernelforge inspect {folder} --check "
+            f'using the bundle in {folder}, tuned for "{device.slug}" with another {listed}{how}; '
+            f"its kernels were verified there, not here: kernelforge inspect {folder} --check "
             f"--device {device.slug} verifies them. Tune it again: {advice}"
         )
     none = f'no bundle for "{device.slug}"{_unusable(device, places)}'

@@ -19,7 +19,7 @@ from kernelforge_runtime.abi.signature import Layouts
 from kernelforge_runtime.bundle.bundle import Bundle, open_bundle
 from kernelforge_runtime.bundle.crossover import contenders, fastest, rounding_rivals
 from kernelforge_runtime.bundle.fingerprint import BundleMatch
-from kernelforge_runtime.bundle.locate import Located, locate, locate_generic
+from kernelforge_runtime.bundle.locate import Judge, Located, locate, locate_generic
 from kernelforge_runtime.bundle.manifest import Entry
 from kernelforge_runtime.errors import BundleError, KernelForgeError, SpirvError
 from kernelforge_runtime.turns import taking_turns
@@ -173,6 +173,7 @@ class KernelSet:
         device: DeviceInfo,
         path: str | os.PathLike[str] | None = None,
         search: Iterable[Traversable] | None = None,
+        judge: Judge | None = None,
     ) -> KernelSet:
         """Opens the best bundle for a device and, behind it, the generic one if there is one.
 
@@ -183,12 +184,13 @@ class KernelSet:
             device: the device to be used.
             path: see `locate`.
             search: see `locate`.
+            judge: see `locate`; `plan.open_kernels` has one.
 
         Raises:
             BundleError: no bundle can be used.
         """
         search = None if search is None else tuple(search)
-        located = locate(device, path, search)
+        located = locate(device, path, search, judge)
         bundles = []
         with taking_turns(), ThreadPoolExecutor(1, "bundle") as pool:
             # Its modules are hashed, which does not hold the interpreter.

@@ -11,6 +11,7 @@ from kernelforge_runtime.models.int8_gate import pass_gate, refuse_misfits
 from kernelforge_runtime.models.loading import OnLoad
 from kernelforge_runtime.models.model import Model
 from kernelforge_runtime.models.step_size import BUCKETS
+from kernelforge_runtime.plan import open_kernels
 from kernelforge_runtime.vk import Device
 from kernelforge_runtime.weights.adapters import Adapter, open_model
 
@@ -63,7 +64,7 @@ def load_model(
     """
     how = weights, activations, slots, progress, quant, chunk, hooks, prefix_cache
     with open_model(path, adapters) as checkpoint:
-        kernels = bundle if bundle is not None else KernelSet.open(device.info).tell()
+        kernels = bundle if bundle is not None else open_kernels(device).tell()
         if int8_dot is None:
             return Model(checkpoint, device, kernels, *how)
         refuse_misfits(checkpoint, weights, quant)
