@@ -92,9 +92,9 @@ def run(args: argparse.Namespace) -> int:
         if args.stats:
             _print_stats(output, stats)
         last = tokens[-1] if tokens else 0
-        traced = _trace(args, output, model, state, last)
         if args.save_state:
             _save(args.save_state, model, state, last, len(tokens) == args.tokens)
+        traced = _trace(args, output, model, state, last)
         output.document(
             {
                 "model": args.model,

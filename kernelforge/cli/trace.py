@@ -11,9 +11,11 @@ import argparse
 import csv
 import io
 import math
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
@@ -23,10 +25,12 @@ import numpy as np
 
 from kernelforge.cli.output import Output, aligned
 from kernelforge.families import load_families
+from kernelforge_runtime.errors import KernelForgeError
 from kernelforge_runtime.models import Model, Reference
 from kernelforge_runtime.models.step_size import BUCKETS
 from kernelforge_runtime.ops.builder import Call
 from kernelforge_runtime.state import State
+from kernelforge_runtime.written_file import place_of
 
 REPEATS = 5
 """Steps that are run; of each time the median is given."""
@@ -190,8 +194,11 @@ def add_trace(parser: argparse.ArgumentParser) -> None:
 
 
 def check_trace(args: argparse.Namespace) -> None:
-    """--trace-csv asks for a trace too."""
+    """--trace-csv asks for a trace too; where it cannot be written, that is said at once."""
     args.trace = args.trace or args.trace_csv is not None
+    if args.trace_csv is not None and not _is_stream(args.trace_csv):
+        with _named(args.trace_csv):
+            place_of(args.trace_csv)
 
 
 def trace_step(model: Model, tokens: Sequence[int], state: State) -> TracedStep:
@@ -296,9 +303,38 @@ def show_traces(
 
 
 def write_csv(args: argparse.Namespace, steps: Sequence[TracedStep]) -> None:
-    """Writes the file of --trace-csv, where one was asked for."""
-    if args.trace_csv is not None:
-        Path(args.trace_csv).write_text(csv_text(steps), encoding="utf-8")
+    """Writes the file of --trace-csv, where one was asked for: whole, or not at all."""
+    if args.trace_csv is None:
+        return
+    with _named(args.trace_csv):
+        if _is_stream(args.trace_csv):
+            sys.stdout.flush()  # which it may be
+            with Path(args.trace_csv).open("a", encoding="utf-8") as stream:
+                stream.write(csv_text(steps))
+            return
+        place = place_of(args.trace_csv)
+        part = place.with_name(f".{place.name}.part")
+        try:
+            part.write_text(csv_text(steps), encoding="utf-8")
+            part.replace(place)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _is_stream(path: str) -> bool:
+    """Whether it is written as it comes: a pipe, or /dev/stdout, be that a file's other name."""
+    place = Path(path)
+    return place.exists() and not place.is_dir() and (path[:5] == "/dev/" or not place.is_file())
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """An error of the system names the option and the path."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise KernelForgeError(f"--trace-csv {path}: {why}: use another path") from None
 
 
 def _cell(value: Any) -> Any:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import subprocess
 
 import pytest
 
@@ -17,7 +18,15 @@ from kernelforge.cli.trace import (
 from kernelforge_runtime.models import load_model
 from tests.conftest import DEVICES, opened
 from tests.models.checkpoints import DEMO, random_rwkv7
-from tests.toolkit.cli_process import NO_VULKAN, kernelforge, one_line, tiny_model
+from tests.toolkit.cli_process import (
+    NO_VULKAN,
+    command,
+    environment,
+    kernelforge,
+    need_device,
+    one_line,
+    tiny_model,
+)
 
 
 def dispatch(family="gemv", layer=0, ns=1000.0, barrier=500.0, **more):
@@ -160,3 +169,48 @@ def test_what_a_check_does_not_do_is_not_left_undone_in_silence(option):
     name = option.split("=")[0].removesuffix("-csv")
     assert found.returncode == 2
     assert one_line(found.stderr, "kernelforge run: --check runs the prompt alone").endswith(name)
+
+
+@pytest.mark.parametrize("verb", ["run", "bench"])
+@pytest.mark.parametrize(
+    ("place", "says"), [("no/t.csv", "there is no such folder"), (".", "it is a folder")]
+)
+def test_a_csv_that_cannot_be_written_is_said_before_anything_runs(tmp_path, verb, place, says):
+    prompt = ("Hello",) if verb == "run" else ()
+    path = tmp_path / place
+    found = kernelforge(verb, "none.safetensors", *prompt, "--trace-csv", path, **NO_VULKAN)
+    assert found.returncode == 1
+    assert says in one_line(found.stderr, f"kernelforge {verb}: --trace-csv {path}: ")
+
+
+@pytest.mark.vulkan
+def test_a_csv_takes_the_place_of_an_older_one_or_goes_to_a_stream_as_it_comes(tmp_path):
+    need_device()
+    asked = ["run", tiny_model(), "Hello", "--tokens", "1", "--quiet", "--trace-csv"]
+    file = tmp_path / "t.csv"
+    file.write_text("old")
+    assert kernelforge(*asked, file).returncode == 0
+    assert file.read_text().startswith("step,")
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+    assert "\nstep," in kernelforge(*asked, "/dev/stdout").stdout
+    with file.open("w") as both:  # the text and the table
+        subprocess.run(
+            command(*asked, "/dev/stdout"),
+            env=environment(PYTHONUNBUFFERED=""),
+            stdout=both,
+            check=True,
+        )
+    text = file.read_text()
+    assert len(text) > text.index("\nstep,") > 0
+
+
+@pytest.mark.vulkan
+def test_a_csv_onto_a_full_disk_names_the_file_and_costs_nothing_else(tmp_path):
+    need_device()
+    asked = ["run", tiny_model(), "Hello", "--tokens", "1", "--quiet"]
+    found = kernelforge(*asked, "--save-state", tmp_path / "s", "--trace-csv", "/dev/full")
+    assert found.stdout
+    assert found.returncode == 1
+    says = "kernelforge run: --trace-csv /dev/full: No space left on device: use another path"
+    assert one_line(found.stderr, says)
+    assert (tmp_path / "s").stat().st_size > 0
