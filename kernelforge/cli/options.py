@@ -225,8 +225,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(f"--{name}", **details)
 
 
-PLACES = frozenset({"BUNDLE", "DEVICE", "DST", "FILE", "FOLDER", "MODEL", "NAME", "PYTHON", "SRC",
-                    "TARGET", "TYPE", "URL"})  # fmt: skip
+PLACES = frozenset({"BUNDLE", "DEVICE", "DST", "FILE", "FOLDER", "FORMAT", "MODEL", "NAME",
+                    "PART:FORMAT,..", "PYTHON", "SRC", "TARGET", "TYPE", "URL"})  # fmt: skip
 """Metavars of what has a name, and an empty one is a slip: an unset variable of a script."""
 
 

@@ -115,6 +115,8 @@ def test_help_is_printed_within_a_second():
         (["tune", "--record", ""], "--record: is empty"),
         (["tune", "--family", "gemv", "--warm-start", "a", ""], "--warm-start: is empty"),
         (["inspect", ""], "TARGET: is empty"),
+        (["run", "m.pth", "a", "--quant", ""], "--quant: is empty; leave it out"),
+        (["chat", "m.pth", "--weights", ""], "--weights: is empty; leave it out"),
         (["build", "--generic", "--all"], "only --out goes with it"),
         (["build", "--device-profile", "x"], "expected generic, this or FILE.json"),
         (["inspect", "gemv", "--glsl"], "says nothing about a family"),
