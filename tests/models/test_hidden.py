@@ -113,6 +113,7 @@ def test_a_run_in_chunks_keeps_every_token_and_a_later_run_replaces_it(plain):
         ([1.5], "layer 1.5: layers are whole numbers"),
         (["1"], "layer '1': layers are whole numbers"),
         ([True], "layer True: layers are whole numbers"),
+        (5, "hidden state of 5: name layers in a list"),
     ],
 )
 def test_layers_that_are_not_there_are_refused_before_anything_runs(plain, layers, message):

@@ -332,9 +332,12 @@ def test_another_models_state_is_refused(model, tmp_path):
         kf.Engine(model).submit("a", state=other.new_state())
 
 
-@pytest.mark.parametrize(("slots", "chunk"), [(0, 8), (300, 256), (4, 3), (2, 257)])
-def test_an_engine_that_cannot_be_is_refused(model, slots, chunk):
-    with pytest.raises(RequestError):
+@pytest.mark.parametrize(
+    ("slots", "chunk", "says"),
+    [(0, 8, "take some"), (300, 256, "load it with more"), (4, 3, "take 4"), (2, 257, "to 256")],
+)
+def test_an_engine_that_cannot_be_is_refused(model, slots, chunk, says):
+    with pytest.raises(RequestError, match=says):
         kf.Engine(model, slots=slots, chunk=chunk)
 
 

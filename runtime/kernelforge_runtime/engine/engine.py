@@ -100,8 +100,8 @@ class Engine(Stepping):
         self.chunk, self.longest_prompt = chunk, longest_prompt
         if not 1 <= self.slots <= model.slots:
             raise RequestError(
-                f"an engine of {self.slots} slots: this model has 1 to {model.slots}; load it with "
-                "more"
+                f"an engine of {self.slots} slots: this model has 1 to {model.slots}; "
+                + ("load it with more" if self.slots > 0 else "take some of them")
             )
         if not self.slots <= chunk <= max(BUCKETS):
             raise RequestError(

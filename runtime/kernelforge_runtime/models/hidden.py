@@ -26,6 +26,8 @@ class Hidden:
             layers: numbers from 0, negative ones from the end; every layer where None.
             embedding: also the embedding's rows, as `forward(vectors=...)` takes them.
         """
+        if layers is not None and not isinstance(layers, Iterable):
+            raise ModelError(f"hidden state of {layers!r}: name layers in a list, such as [0, -1]")
         self._asked = None if layers is None else [_whole(layer) for layer in layers]
         self._embedding = embedding
         self._count = 0
