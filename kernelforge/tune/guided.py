@@ -3,11 +3,13 @@
 The guide takes turns with a search that knows nothing of it, and has to earn them. All rules are
 functions of what was tried alone:
 
-* Where most of the other devices agree with each other, the guide begins at once: configurations of
-  the portfolio, then what a model expects that learns how far the other devices hold.
-* Where they do not, or where there is a single one, the search is at first the unguided one, trial
-  by trial. The guide begins once the times that were measured go with those of the other devices.
-  What it then brings must be faster than everything else, by half of what was promised or more.
+* The search is at first the unguided one, trial by trial. The guide begins once the times that
+  were measured go with those of the other devices: as logarithms, where a few slow ones weigh
+  most, and in their order, where all weigh the same.
+* That other devices agree with each other says nothing of this one. Where most of them do, such
+  likeness has to be found here as well, but need not be beyond doubt; where they do not, or where
+  there is a single one, it does.
+* What the guide brings must be faster than everything else, by half of what was promised or more.
 * Of any first n trials at most 70 % are the guide's.
 * Once anything else is as fast as all that the guide brought, it is asked no more; nor once a few
   of its turns in succession brought nothing faster. What it knows is exhausted then, and the best
@@ -27,14 +29,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge.tune.acquisition import RANDOM_FIRST, Proposer
-from kernelforge.tune.encoded import Encoded
+from kernelforge.tune.encoded import Encoded, Floats
 from kernelforge.tune.experience import PROBES, Experience
 from kernelforge.tune.seeded import MOST_SEEDED
 from kernelforge.tune.transfer import Transfer
 
-ALIKE = 0.5
-"""Correlation of the logarithms of times here and elsewhere from which the guide begins: what is
-measured has to be a standard error above, so the fewer it is, the more alike it must be."""
+ALIKE = math.sqrt(0.5)
+"""Correlation of times here and elsewhere from which the guide begins: other devices tell half of
+how times vary here. Where they tell less, their best is mostly no better than what the search would
+find by itself, and costs a trial."""
+FEWEST, BEYOND = 6, 1.0
+"""Where devices that agree do not stand behind it: measurements it takes, for among fewer chance
+makes nearly any likeness, and standard errors that it has to be above."""
 IN_VAIN = 8
 """Turns in succession after which a guide that brings nothing faster has said what it knows."""
 KEPT = 0.5
@@ -51,7 +57,7 @@ class GuidedProposer:
         own: proposes everything else.
         encoded: the set.
         experience: what other devices know about it.
-        random_first: random draws before `own` is asked, while the guide is followed.
+        random_first: measurements before the guide may begin, if not `FEWEST`.
     """
 
     def __init__(
@@ -82,21 +88,17 @@ class GuidedProposer:
         if not untried.any():
             return None
         if self._is_guided(len(seen), begin):
-            index = self._guess(seen, untried, rng)
-            if index is not None:
-                return index
-        drawn = sum(not self._is_guided(number, begin) for number in range(len(seen)))
-        if drawn < self._random_first:
-            return int(rng.choice(np.flatnonzero(untried)))
+            return self._guess(seen, untried, rng)
         return self._own.propose(seen, rng)
 
     def begin(self, seen: Mapping[int, float | None]) -> int | None:
         """Number of the trial, from 0, at which the guide begins; None if it did not yet."""
-        if self._experience.trusted:
-            return 0
+        fewest, beyond = self._random_first, 0.0
+        if not self._experience.trusted:
+            fewest, beyond = max(fewest, FEWEST), BEYOND
         times = np.array([math.inf if t is None else t for t in seen.values()])
         works = np.flatnonzero(np.isfinite(times) & (times > 0))
-        if len(works) < self._random_first:
+        if len(works) < fewest:
             return None
         here, there = np.log(times[works]), self._mean[np.array(list(seen))[works]]
         counts = np.arange(1.0, len(works) + 1)
@@ -104,29 +106,29 @@ class GuidedProposer:
         both = np.cumsum(here * there) - np.cumsum(here) * np.cumsum(there) / counts
         spread = np.sqrt(_spread(here, counts) * _spread(there, counts))
         alike = np.divide(both, spread, out=np.zeros(len(works)), where=spread > 1e-12)
-        # Fisher's transformation: its standard error is one over the root of three less than n.
-        error = 1.0 / np.sqrt(np.maximum(counts - 3.0, 1e-12))
-        enough = np.arctanh(np.clip(alike, -0.999999, 0.999999)) - error >= math.atanh(ALIKE)
-        enough[: self._random_first - 1] = False
-        return int(works[enough.argmax()]) + 1 if enough.any() else None
+        likely = _are_alike(alike, counts, beyond)
+        likely[: fewest - 1] = False
+        for last in np.flatnonzero(likely):
+            ranks = _ranks(here[: last + 1]), _ranks(there[: last + 1])
+            if _are_alike(np.asarray(_correlation(*ranks)), counts[last], beyond):
+                return int(works[last]) + 1
+        return None
 
     def _is_guided(self, number: int, begin: int) -> bool:
         """Whether the trial of a number, from 0, is the guide's."""
-        if begin and number <= begin + 2 * (self._probes - 1):
+        if number <= begin + 2 * (self._probes - 1):
             return number >= begin and (number - begin) % 2 == 0
         most, of = MOST_SEEDED
         return (number + 1) * most // of > number * most // of
 
     def _guess(
         self, seen: Mapping[int, float | None], untried: NDArray[np.bool_], rng: np.random.Generator
-    ) -> int | None:
+    ) -> int:
         members = self._experience.members
         left = [index for index in members if index not in seen]
         if len(members) - len(left) < self._probes:
             return left[0]
         times = {index: time for index, time in seen.items() if time is not None}
-        if sum(map(math.isfinite, times.values())) < 2:
-            return left[0] if left else None
         return self._transfer.propose(times, untried, rng)
 
     def given_up(self, seen: Mapping[int, float | None], begin: int) -> bool:
@@ -150,12 +152,34 @@ class GuidedProposer:
     def _leads(self, guided: _Best, others: _Best) -> bool:
         if not guided[0] < others[0]:
             return False
-        if self._experience.trusted or math.isinf(others[0]) or guided[0] <= 0:
+        if math.isinf(others[0]) or guided[0] <= 0:
             return True
         promised = float(self._mean[others[1]] - self._mean[guided[1]])
         return math.log(others[0] / guided[0]) >= KEPT * promised
 
 
-def _spread(values: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+def _spread(values: Floats, counts: Floats) -> Floats:
     """[n] sum of the squared distances from the mean, of the first 1..n values."""
     return np.maximum(np.cumsum(values**2) - np.cumsum(values) ** 2 / counts, 0.0)
+
+
+def _ranks(values: Floats) -> Floats:
+    """[n] place of each in their order, less the mean place; equal ones share theirs."""
+    _, which, alike = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(alike) - 0.5 * alike)[which] - 0.5 * len(values), np.float64)
+
+
+def _correlation(a: Floats, b: Floats) -> float:
+    """Of two centred rows; 0 where one of them is all the same."""
+    spread = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / spread if spread > 1e-12 else 0.0
+
+
+def _are_alike(found: Floats, counts: Floats, beyond: float) -> NDArray[np.bool_]:
+    """Which correlations of so many pairs each are so many standard errors above `ALIKE`.
+
+    By Fisher's transformation: its standard error is one over the root of three less than n.
+    """
+    error = 1.0 / np.sqrt(np.maximum(counts - 3.0, 1e-12))
+    found = np.arctanh(np.clip(found, -0.999999, 0.999999))
+    return np.asarray(found - beyond * error >= math.atanh(ALIKE), np.bool_)

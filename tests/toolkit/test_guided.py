@@ -10,7 +10,7 @@ import pytest
 from kernelforge.tune.acquisition import Proposer
 from kernelforge.tune.encoded import Encoded, Floats
 from kernelforge.tune.experience import Experience, experience_from, experience_of
-from kernelforge.tune.guided import GuidedProposer
+from kernelforge.tune.guided import GuidedProposer, _ranks
 from kernelforge.tune.recorded import RecordedSpace
 from kernelforge.tune.replay import replay
 from kernelforge.tune.transfer import Transfer
@@ -57,9 +57,54 @@ def test_one_that_is_unlike_the_others_does_not_take_their_trust_away() -> None:
     assert known(hill(4, 4), hill(4, 5), hill(5, 4), chance(1)).trusted
 
 
-def test_where_others_agree_and_are_right_the_best_is_tried_second() -> None:
-    tried = search(hill(4, 4), known(hill(4, 4), hill(4, 5), hill(5, 4)), 8)
-    assert hill(4, 4)[tried[1]] <= 0.11
+AGREED = hill(4, 4), hill(4, 5), hill(5, 4)
+"""Three devices that agree with each other."""
+
+
+def began(logs: Floats, experience: Experience, trials: list[int]) -> int | None:
+    """When a guide begins after these trials, on a device whose times have these logarithms."""
+    guided = GuidedProposer(Proposer(ENCODED), ENCODED, experience)
+    return guided.begin({index: float(np.exp(logs[index])) for index in trials})
+
+
+def test_where_others_agree_and_are_right_the_best_is_tried_after_the_random_start() -> None:
+    for seed in range(10):
+        tried = search(hill(4, 4), known(*AGREED), 8, seed)
+        assert min(hill(4, 4)[tried[4:6]]) <= 0.11
+
+
+def test_devices_that_agree_are_believed_after_four_alike_and_one_alone_after_six() -> None:
+    trials = [399, 250, 130, 90, 311, 17, 60]
+    for count in range(3, 8):
+        first = trials[:count]
+        assert began(hill(4, 4), known(*AGREED), first) == (4 if count >= 4 else None)
+        assert began(hill(4, 4), known(hill(4, 4)), first) == (6 if count >= 6 else None)
+
+
+def test_that_others_agree_with_each_other_is_no_reason_to_follow_them_elsewhere() -> None:
+    """Likeness must be found here as well: a device that is like none of them is searched alone."""
+    upside_down = hill(4, 4).max() - hill(4, 4)
+    for seed in range(3):
+        assert search(upside_down, known(*AGREED), 20, seed) == search(upside_down, None, 20, seed)
+    same = [search(chance(7), known(*AGREED), 9, s) == search(chance(7), None, 9, s)
+            for s in range(30)]  # fmt: skip
+    assert np.mean(same) >= 0.7
+
+
+def test_one_slow_measurement_on_both_devices_is_no_likeness() -> None:
+    """It alone makes the correlation of logarithms 0.99; in their order the others contradict."""
+    trials = [0, 21, 42, 63, 84, 105, 126, 399]
+    here, there = np.zeros(len(CONFIGS)), np.zeros(len(CONFIGS))
+    here[trials] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 9.0]
+    there[trials] = [0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0, 9.0]
+    assert np.corrcoef(here[trials], there[trials])[0, 1] > 0.95
+    assert began(here, known(there), trials) is None
+    there[trials] = here[trials]
+    assert began(here, known(there), trials) == 6
+
+
+def test_equal_times_share_their_rank() -> None:
+    assert _ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [1.0, -1.5, 1.0, -0.5]
 
 
 def test_one_device_that_fits_is_followed_within_eight_trials() -> None:
@@ -83,25 +128,25 @@ def test_a_guide_that_says_the_contrary_of_what_is_measured_never_begins() -> No
         )
 
 
-def test_a_trusted_guide_that_is_wrong_is_given_up_after_its_probes_and_a_few_turns() -> None:
+def test_a_guide_whose_probes_are_wrong_is_given_up_after_them() -> None:
     wrong = known(hill(19, 19), hill(19, 18), hill(18, 19))
-    proposer = GuidedProposer(Proposer(ENCODED, (), "random"), ENCODED, wrong)
-    seen: dict[int, float | None] = {}
-    for number in range(6):
-        index = proposer.propose(seen, np.random.default_rng([0, number]))
-        assert index is not None
-        seen[index] = float(np.exp(hill(0, 0)[index]))
-    assert proposer.given_up(seen, 0)
-    assert sum(index in wrong.members for index in seen) <= 2
+    guided = GuidedProposer(Proposer(ENCODED, (), "random"), ENCODED, wrong)
+    first, second = wrong.members[:2]
+    # Four of a random start, and a trial of the search's own between the probes.
+    seen: dict[int, float | None] = {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, first: 9.0, 50: 5.0}
+    assert not guided.given_up(seen, 4)
+    seen[second] = 9.0
+    assert guided.given_up(seen, 4)
 
 
 def test_a_guide_that_brings_nothing_faster_eight_times_in_succession_is_asked_no_more() -> None:
-    guided = GuidedProposer(Proposer(ENCODED), ENCODED, known(hill(4, 4), hill(4, 5), hill(5, 4)))
-    seen: dict[int, float | None] = {0: 9.0, 84: 1.0}  # the second is the guide's, and leads
+    guided = GuidedProposer(Proposer(ENCODED), ENCODED, known(*AGREED))
+    # Four of a random start; the fifth is the guide's, and leads by what was promised.
+    seen: dict[int, float | None] = {0: 9.0, 399: 9.5, 20: 9.0, 38: 9.9, 84: 1.0}
     turns = 1
-    while not guided.given_up(seen, 0):
-        turns += guided._is_guided(len(seen), 0)
-        seen[len(seen)] = 2.0 + len(seen) / 100
+    while not guided.given_up(seen, 4):
+        turns += guided._is_guided(len(seen), 4)
+        seen[200 + len(seen)] = 5.0 + len(seen) / 100
     assert turns == 9
 
 
