@@ -95,8 +95,10 @@ def score_spaces(args: argparse.Namespace, output: Output) -> int:
     """Replays, and prints a table."""
     from kernelforge.cli.searchers import WITH, Searchers
     from kernelforge.report.searches import (
+        GAIN_HEADERS,
         HEADERS,
         SUMMARY,
+        gain_rows,
         read_scores,
         row,
         summary_rows,
@@ -147,23 +149,27 @@ def score_spaces(args: argparse.Namespace, output: Output) -> int:
             with Searchers(space, runs, args.peer_python, output.note, experience) as searchers:
                 for name in ways:
                     known_as = (space.digest, name, searchers.searcher(name), args.seeds)
-                    if known_as in kept:
+                    if known_as in kept and (kept[known_as].gains or not name.endswith(WITH)):
                         found.append(replace(kept[known_as], space=space.name))
                         bar.line("  ".join((*row(found[-1]), "(scored before)")))
                         continue
-                    finished = []
-                    for seed in range(args.seeds):
-                        bar.show(seed, args.seeds, f"{space.name} {name}")
-                        one = searchers.run(name, max(MARKS), seed)
-                        if one is None:
-                            break
-                        finished.append(one)
+                    finished = searchers.runs(name, max(MARKS), args.seeds, bar.show)
                     if finished:
-                        found.append(summarise(space, name, finished, MARKS))
+                        # Seed by seed: those without were run just now, or are run again.
+                        plain = name.removesuffix(WITH)
+                        without = (
+                            searchers.runs(plain, max(MARKS), args.seeds, bar.show)
+                            if plain != name
+                            else ()
+                        )
+                        found.append(summarise(space, name, finished, MARKS, without))
                         bar.line("  ".join(row(found[-1])))
     output.table(HEADERS, [row(scored) for scored in found])
     output.text()
     output.table(SUMMARY, summary_rows(found))
+    if gains := gain_rows(found):
+        output.text()
+        output.table(GAIN_HEADERS, gains)
     output.document({"replay": [scored.to_json() for scored in found]})
     if args.scores:
         command = "kernelforge " + shlex.join(_portable(sys.argv[1:]))

@@ -78,6 +78,26 @@ class Searchers:
         """What searches under this name, with its version; empty where it is not there."""
         return self._search(name)[0]
 
+    def runs(
+        self, name: str, evaluations: int, seeds: int, show: Callable[[int, int, str], None]
+    ) -> list[FinishedRun]:
+        """A search of each seed, from 0; none where its tuner is not there.
+
+        Args:
+            name: of the strategy.
+            evaluations: of each search.
+            seeds: how many.
+            show: told before each which one, of how many, and of what.
+        """
+        finished: list[FinishedRun] = []
+        for seed in range(seeds):
+            show(seed, seeds, f"{self._space.name} {name}")
+            one = self.run(name, evaluations, seed)
+            if one is None:
+                break
+            finished.append(one)
+        return finished
+
     def run(self, name: str, evaluations: int, seed: int) -> FinishedRun | None:
         """One search; None where its tuner is not there."""
         searcher, search = self._search(name)

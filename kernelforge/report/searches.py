@@ -22,6 +22,9 @@ HEADERS = (
 SUMMARY = (
     "strategy", "spaces", "seeds", "mean P", "worst P", "on", "at 50, median", "searched by",
 )  # fmt: skip
+GAINS = ("8", "25", "50", "P")
+"""Evaluations, and P, at which searches with and without other spaces stand beside each other."""
+GAIN_HEADERS = ("space", "strategy", "seeds", *(f"at {n}" if n != "P" else n for n in GAINS))
 _WORDS = frozenset({"space", "strategy", "on", "searched by"})
 _HEAD = """# Searches of recorded spaces
 
@@ -42,6 +45,13 @@ P is how much of the way from the expected best of random sampling to the optimu
 random, 1 the optimum at once. It is averaged over the evaluations from where random sampling has
 come {low} of the way from the median to the optimum until it has come {high}, or until {last}.
 *at 50*: share of the optimum's speed after 50 evaluations, mean of the seeds, median of the spaces.
+"""
+_WITH = """
+## With what the other spaces know
+
+Each space of which others here have the same parameters, searched with what these others know of
+it, its own times left out. Behind each share of the optimum's speed, and behind P: how much more
+that is than without, mean of the pairs of one seed and its standard error.
 """
 _COLUMNS = """
 ## Each space
@@ -88,6 +98,20 @@ def summary_rows(found: Sequence[Scored]) -> list[list[str]]:
             cells = [f"{mean:.3f}", f"{worst.score:.3f}", worst.space]
         rows.append((mean, [name, *counts, *cells, f"{middle:.3f}", mine[0].searcher]))
     return [cells for _, cells in sorted(rows, key=lambda pair: -pair[0])]
+
+
+def gain_rows(found: Sequence[Scored]) -> list[list[str]]:
+    """Cells of each strategy on each space of which other spaces know something."""
+    rows = []
+    for scored in (scored for scored in found if scored.gains):
+        cells = [scored.space, scored.strategy, str(scored.seeds)]
+        for name in GAINS:
+            value = scored.score if name == "P" else scored.share_at[int(name)]
+            gain, error = scored.gains.get(name, (math.nan, math.nan))
+            told = math.isfinite(value) and math.isfinite(gain)
+            cells.append(f"{value:.3f} ({gain:+.3f} ± {error:.3f})" if told else NONE)
+        rows.append(cells)
+    return rows
 
 
 def write_scores(found: Sequence[Scored], command: str, folder: Path) -> None:
@@ -141,6 +165,7 @@ def _markdown(found: Sequence[Scored], command: str) -> str:
         _table("spaces", ("space", "configurations", near), sizes),
         _MEANING.format(low=low, high=high, last=max(MARKS)),
         _table("summary", SUMMARY, summary_rows(found)),
+        *_with_others(found),
         _COLUMNS.format(good=f"{100 * GOOD:.0f} %", last=max(MARKS), none=NONE),
     ]
     for space in spaces:
@@ -150,6 +175,11 @@ def _markdown(found: Sequence[Scored], command: str) -> str:
         cells = [row(scored)[1:] for scored in best_first if scored.space == space]
         lines += [f"\n### {space}\n", _table(space, HEADERS[1:], cells)]
     return "\n".join(lines) + "\n"
+
+
+def _with_others(found: Sequence[Scored]) -> list[str]:
+    rows = gain_rows(found)
+    return [_WITH, _table("gains", GAIN_HEADERS, rows)] if rows else []
 
 
 def _table(name: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

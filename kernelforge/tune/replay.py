@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -160,6 +160,9 @@ class Scored:
         success: share of runs that came there.
         cpu_ms: processor time per evaluation; NaN where another process searched.
         searcher: what searched, with its version.
+        gains: evaluations, or "P" -> how much larger that share, or P, is than without what other
+            spaces know, mean of the pairs of one seed, and its standard error; empty where no
+            other space was asked.
     """
 
     space: str
@@ -175,6 +178,7 @@ class Scored:
     success: float
     cpu_ms: float
     searcher: str
+    gains: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; what is no number is None."""
@@ -193,20 +197,29 @@ class Scored:
         """
         unknown = {"score": math.nan, "spread": math.nan, "cpu_ms": math.nan}
         unknown["evaluations_to_good"] = math.inf
-        made = {name: data[name] for name in cls.__dataclass_fields__}
-        for name, field in cls.__dataclass_fields__.items():
+        made = {
+            "gains": {},
+            **{name: data[name] for name in cls.__dataclass_fields__ if name in data},
+        }
+        for name, member in cls.__dataclass_fields__.items():
             value = made[name]
-            if name == "share_at":
+            if name == "gains":
+                made[name] = {str(mark): (float(g), float(e)) for mark, (g, e) in value.items()}
+            elif name == "share_at":
                 made[name] = {int(mark): float(share) for mark, share in value.items()}
-            elif field.type == "float":
+            elif member.type == "float":
                 made[name] = unknown[name] if value is None and name in unknown else float(value)
-            elif type(value).__name__ != field.type:
+            elif type(value).__name__ != member.type:
                 raise TypeError(f"{name} is {value!r}")
         return cls(**made)
 
 
 def summarise(
-    space: RecordedSpace, strategy: str, runs: Sequence[FinishedRun], marks: Sequence[int] = MARKS
+    space: RecordedSpace,
+    strategy: str,
+    runs: Sequence[FinishedRun],
+    marks: Sequence[int] = MARKS,
+    without: Sequence[FinishedRun] = (),
 ) -> Scored:
     """What a strategy's runs come to.
 
@@ -215,6 +228,7 @@ def summarise(
         strategy: its name.
         runs: all as long as the last mark or the space.
         marks: numbers of evaluations to report.
+        without: the same seeds without what other spaces know; none where `runs` had nothing of it.
     """
     curves = [run.curve for run in runs]
     gained = score(space, curves, max(marks))
@@ -239,4 +253,24 @@ def summarise(
         success=float(np.mean(np.isfinite(needed))),
         cpu_ms=float(1e3 * np.mean([run.cpu_s / len(run.curve) for run in runs])),
         searcher=runs[0].searcher,
+        gains=_gains(space, curves, [run.curve for run in without], marks) if without else {},
     )
+
+
+def _gains(
+    space: RecordedSpace, runs: Sequence[Floats], without: Sequence[Floats], marks: Sequence[int]
+) -> dict[str, tuple[float, float]]:
+    """See `Scored.gains`. Pairs, as seeds differ by far more than what other spaces bring."""
+    sides = [np.array(curves) for curves in (runs, without)]
+    told = {}
+    for mark in marks:
+        at = min(mark, sides[0].shape[1]) - 1
+        told[str(mark)] = [space.optimum_ms / side[:, at] for side in sides]
+    told["P"] = [score(space, curves, max(marks)) for curves in (runs, without)]
+    gains = {}
+    for name, (own, other) in told.items():
+        pairs = own - other
+        error = pairs.std(ddof=1) / math.sqrt(len(pairs)) if len(pairs) > 1 else 0.0
+        if np.all(np.isfinite(pairs)):
+            gains[name] = float(pairs.mean()), float(error)
+    return gains

@@ -82,6 +82,38 @@ def test_damaged_scores_are_one_clear_error(tmp_path: Path, text: str | None) ->
         read_scores(tmp_path)
 
 
+def test_with_and_without_other_spaces_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    """Seeds differ by far more than what is gained: unpaired, none of it would be told."""
+    with_others, without = (
+        [FinishedRun(np.array([at, *[at / more] * 39]), math.nan, "us") for at in (32.0, 8.0, 4.0)]
+        for more in (4, 2)
+    )
+    found = summarise(space(), "gp + portfolio", with_others, MARKS, without)
+    shares = [4 / at - 2 / at for at in (32.0, 8.0, 4.0)]
+    gain, error = found.gains["8"]
+    assert gain == pytest.approx(np.mean(shares))
+    assert error == pytest.approx(np.std(shares, ddof=1) / math.sqrt(3))
+    assert found.gains["P"][0] == pytest.approx(
+        found.score - summarise(space(), "gp", without, MARKS).score
+    )
+    write_scores([scored(), found], "kernelforge tune", tmp_path)
+    assert read_scores(tmp_path)[1].gains == found.gains
+    page = (tmp_path / "README.md").read_text()
+    assert f"{found.share_at[8]:.3f} ({gain:+.3f} ± {error:.3f})" in page
+    write_scores([scored()], "kernelforge tune", tmp_path)
+    assert "other spaces know" not in (tmp_path / "README.md").read_text()
+
+
+def test_scores_from_before_there_were_pairs_are_read(tmp_path: Path) -> None:
+    old = {name: value for name, value in scored().to_json().items() if name != "gains"}
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"scoring": SCORING, "scores": [old]}))
+    assert read_scores(tmp_path)[0].gains == {}
+    path.write_text(json.dumps({"scoring": SCORING, "scores": [{**old, "gains": {"8": [1]}}]}))
+    with pytest.raises(TuneError, match="holds no scores"):
+        read_scores(tmp_path)
+
+
 def test_a_mean_says_of_how_many_spaces_and_seeds_it_is() -> None:
     cells = summary_rows([scored(), scored(space="other", seeds=30), scored(strategy="tpe")])
     assert {row[0]: row[1:3] for row in cells} == {"gp": ["2", "2 to 30"], "tpe": ["1", "2"]}
