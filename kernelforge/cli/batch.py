@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slots",
         metavar="N",
         type=options.positive,
-        help="prompts that run at once (default: all, but 16 at most)",
+        help="prompts that run at once (default: all, but 16 or --chunk at most)",
     )
     options.add(parser, "prefix-cache")
     add_choice(
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = read_prompts(args.file, args.prompt)
     if not prompts:
         raise UsageError(f"{args.file} holds no prompt: every line is blank")
-    slots = args.slots or min(len(prompts), 16)
+    slots = args.slots or min(len(prompts), 16, args.chunk)
     many = 1 if args.device == CPU else slots
     with loaded(args, many, prefix_cache=args.prefix_cache) as (model, _):
         texts = any(isinstance(p.text, str) for p in prompts)

@@ -195,3 +195,10 @@ def test_a_device_gives_what_numpy_gives():
     assert [f.returncode for f in found] == [0, 0], found[1].stderr
     one, two = (json.loads(f.stdout)["requests"] for f in found)
     assert [r["tokens"] for r in one] == [r["tokens"] for r in two]
+
+
+def test_slots_that_nobody_named_are_no_more_than_a_step_has_tokens(capsys):
+    prompts = [word for text in "abc" for word in ("--prompt", text)]
+    for chunk, steps in ("1", 12), ("2", 8):
+        found = batch(capsys, *prompts, "--tokens", "4", "--chunk", chunk).err
+        assert f"12 tokens generated, in {steps} steps" in found
