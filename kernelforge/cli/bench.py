@@ -124,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
     check_trace(args)
     if args.trace and args.device == CPU:
         raise UsageError("--device cpu has no dispatches: --trace needs a Vulkan device")
+    if args.trace and not (args.pp or args.tg or args.batch):
+        raise UsageError("--trace times the steps of --pp, --tg and --batch: ask for one of them")
     if wrong := check_names(args.peer):
         raise UsageError(wrong)
     if args.peer and args.lora:
@@ -139,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         records = _run_reference(args, path, absent)
     elif args.pp or args.tg:
         records, ceilings = _run_device(args, path, absent, traces)
-    serving = bench_serving.measure_serving(args, path, output)
+    serving = bench_serving.measure_serving(args, path, output, traces)
     rows = [row.to_json() for table in serving for row in table.rows]
     if args.csv:
         print_csv(records, rows)

@@ -31,7 +31,7 @@ def operation_facts(model: Model, state: State) -> dict[str, Any]:
     """
     try:
         scratch = state.clone()
-        runs = model.trace([1], scratch, REPEATS)
+        runs = model.trace([1], scratch, repeats=REPEATS)
     except KernelForgeError as error:
         log.warning("no operations of a token are recorded: %s", error)
         return {}

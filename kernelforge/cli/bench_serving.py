@@ -14,6 +14,7 @@ from kernelforge.cli.bench_tables import percent, print_markdown
 from kernelforge.cli.first_token import FirstToken, first_token
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output
+from kernelforge.cli.trace import TracedStep, trace_batches
 from kernelforge.measure.statistics import median, spread
 from kernelforge.report.bench_journal import BENCH_FILE
 from kernelforge.report.serving import append_serving
@@ -130,18 +131,25 @@ def is_wanted(args: argparse.Namespace) -> bool:
     return bool(args.batch or args.first_token or args.long)
 
 
-def measure_serving(args: argparse.Namespace, path: Path, output: Output) -> list[Table]:
-    """What was asked for, with every weight format and bundle."""
+def measure_serving(
+    args: argparse.Namespace, path: Path, output: Output, traces: list[TracedStep]
+) -> list[Table]:
+    """What was asked for, with every weight format and bundle; the steps of --batch are traced."""
     tables = [Table(c, [], []) for c in (BATCH_COLUMNS, FIRST_COLUMNS, LONG_COLUMNS)]
     for bundle in [args.bundle] + ([args.compare_bundle] if args.compare_bundle else []):
         for weights in args.weights if is_wanted(args) else ():
             output.note(f"{weights}: serving ...")
-            _one(args, path, bundle, weights, tables)
+            _one(args, path, bundle, weights, tables, traces)
     return [table for table in tables if table.rows]
 
 
 def _one(
-    args: argparse.Namespace, path: Path, bundle: str | None, weights: str, tables: Sequence[Table]
+    args: argparse.Namespace,
+    path: Path,
+    bundle: str | None,
+    weights: str,
+    tables: Sequence[Table],
+    traces: list[TracedStep],
 ) -> None:
     from kernelforge.cli.serving_bench import time_batches, time_long_run
     from kernelforge_runtime.bundle import locate_generic
@@ -176,6 +184,10 @@ def _one(
                                    "to_one": None if one is None else batch.median / one,
                                    "dispatches": batch.dispatches})  # fmt: skip
                         _add(tables[0], row, _batch_cells(row))
+                if args.batch and args.trace:
+                    of_one = 1 if args.tg else 0  # traced as --tg's already
+                    several = [count for count in args.batch if count != of_one]
+                    traces += trace_batches(model, several, f"{form}, {name}")
                 if args.long:
                     far = time_long_run(model, args.long, max(args.reps, 2))
                     facts = {"to_early": far.ratio.ratio, "low": far.ratio.low,

@@ -11,27 +11,24 @@ import argparse
 import csv
 import io
 import math
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
 from kernelforge.cli.output import Output, aligned
+from kernelforge.cli.output_file import check_place, write_text
 from kernelforge.families import load_families
-from kernelforge_runtime.errors import KernelForgeError
 from kernelforge_runtime.models import Model, Reference
 from kernelforge_runtime.models.step_size import BUCKETS
 from kernelforge_runtime.ops.builder import Call
 from kernelforge_runtime.state import State
-from kernelforge_runtime.written_file import place_of
 
+_CSV = "--trace-csv"
 REPEATS = 5
 """Steps that are run; of each time the median is given."""
 COLUMNS = (
@@ -188,40 +185,41 @@ def add_trace(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="time every dispatch of a step: us, GB/s, GFLOP/s, share; by family and by layer",
     )
-    parser.add_argument(
-        "--trace-csv", metavar="FILE", help="also write the dispatches to FILE as CSV"
-    )
+    parser.add_argument(_CSV, metavar="FILE", help="also write the dispatches to FILE as CSV")
 
 
 def check_trace(args: argparse.Namespace) -> None:
     """--trace-csv asks for a trace too; where it cannot be written, that is said at once."""
     args.trace = args.trace or args.trace_csv is not None
-    if args.trace_csv is not None and not _is_stream(args.trace_csv):
-        with _named(args.trace_csv):
-            place_of(args.trace_csv)
+    if args.trace_csv is not None:
+        check_place(_CSV, args.trace_csv)
 
 
-def trace_step(model: Model, tokens: Sequence[int], state: State) -> TracedStep:
-    """Runs one step a few times, traced and not, on this state, which moves on.
+def trace_step(model: Model, tokens: Sequence[int], *states: State) -> TracedStep:
+    """Runs one step a few times, traced and not, on these states, which move on.
 
     Args:
         model: on a device.
-        tokens: one to be decoded, or a chunk of a prompt.
-        state: a copy, or one that nobody needs.
+        tokens: one to be decoded of each state, or a chunk of one's prompt.
+        states: copies, or such that nobody needs.
     """
+    pieces = np.split(np.array(tokens, np.uint32), len(states))
 
     def run() -> None:
         if len(tokens) == 1:
-            model.greedy(tokens[0], state)
+            model.greedy(tokens[0], *states)
         else:
-            model.forward(tokens, state)
+            model.advance(pieces, states, len(states))
 
     run()
-    runs = model.trace(tokens, state, REPEATS)
-    untraced = median(model.step_ns(tokens, state, REPEATS))
+    runs = model.trace(tokens, *states, repeats=REPEATS)
+    untraced = median(model.step_ns(tokens, *states, repeats=REPEATS))
     wall = median(_wall_ns(run) for _ in range(REPEATS))
-    model.release(state)
+    for state in states:
+        model.release(state)
     name = "decode of one token" if len(tokens) == 1 else f"prefill of {len(tokens)} tokens"
+    if len(states) > 1:
+        name = f"decode of {len(states)} sequences"
     times = [median(times) for times in zip(*(r.dispatch_ns for r in runs), strict=True)]
     waits = [median(times) for times in zip(*(r.barrier_ns for r in runs), strict=True)]
     total = sum(times) + sum(wait for wait in waits if not math.isnan(wait))
@@ -288,6 +286,16 @@ def trace_tests(
     return found
 
 
+def trace_batches(model: Model, batches: Iterable[int], weights: str) -> list[TracedStep]:
+    """Decoding steps of so many sequences; see trace_tests."""
+    found = []
+    for count in batches:
+        ids = np.random.default_rng(count).integers(0, model.config.vocab, count).tolist()
+        step = trace_step(model, ids, *(model.new_state() for _ in ids))
+        found.append(replace(step, name=f"{step.name}, {weights}"))
+    return found
+
+
 def show_traces(
     args: argparse.Namespace, output: Output, steps: Sequence[TracedStep]
 ) -> dict[str, Any]:
@@ -303,38 +311,9 @@ def show_traces(
 
 
 def write_csv(args: argparse.Namespace, steps: Sequence[TracedStep]) -> None:
-    """Writes the file of --trace-csv, where one was asked for: whole, or not at all."""
-    if args.trace_csv is None:
-        return
-    with _named(args.trace_csv):
-        if _is_stream(args.trace_csv):
-            sys.stdout.flush()  # which it may be
-            with Path(args.trace_csv).open("a", encoding="utf-8") as stream:
-                stream.write(csv_text(steps))
-            return
-        place = place_of(args.trace_csv)
-        part = place.with_name(f".{place.name}.part")
-        try:
-            part.write_text(csv_text(steps), encoding="utf-8")
-            part.replace(place)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-def _is_stream(path: str) -> bool:
-    """Whether it is written as it comes: a pipe, or /dev/stdout, be that a file's other name."""
-    place = Path(path)
-    return place.exists() and not place.is_dir() and (path[:5] == "/dev/" or not place.is_file())
-
-
-@contextmanager
-def _named(path: str) -> Iterator[None]:
-    """An error of the system names the option and the path."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise KernelForgeError(f"--trace-csv {path}: {why}: use another path") from None
+    """Writes the file of --trace-csv, where one was asked for."""
+    if args.trace_csv is not None:
+        write_text(_CSV, args.trace_csv, csv_text(steps))
 
 
 def _cell(value: Any) -> Any:

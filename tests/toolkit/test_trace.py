@@ -128,6 +128,36 @@ def test_every_dispatch_of_a_step_is_timed_and_the_state_moves_on(tokens):
         assert sum(f["dispatches"] for f in told["layers"]) == len(step.dispatches)
 
 
+@pytest.mark.vulkan
+def test_a_step_of_several_sequences_is_timed_as_the_one_that_decodes_them():
+    with load_model(DEMO, opened(DEVICES[0]), weights="f16", slots=3) as model:
+        states = [model.new_state() for _ in range(3)]
+        step = trace_step(model, [5, 6, 7], *states)
+        assert step.name == "decode of 3 sequences"
+        expected = [call.label for call in model.calls(3, "last", 3)]
+        assert {state.position for state in states} == {states[0].position}
+        assert states[0].position > 0
+        assert step.wall_ns > 0
+        if not model.device.info.timestamp_bits:
+            pytest.skip("no timestamps on this device's queue: nothing more to look at")
+        assert [d.label for d in step.dispatches] == expected
+        assert "T3" in {part for d in step.dispatches for part in d.problem.split(".")}
+
+
+@pytest.mark.vulkan
+def test_a_bench_traces_the_steps_of_its_batches(tmp_path):
+    need_device()
+    asked = ("bench", tiny_model(), "--journal", tmp_path, "--pp", "0", "--reps", "1", "--trace")
+    found = kernelforge(*asked, "--tg", "2", "--batch", "1,2,3", "--json", "--quiet")
+    assert found.returncode == 0, found.stderr
+    names = [trace["step"].split(",")[0] for trace in json.loads(found.stdout)["traces"]]
+    assert names == ["decode of one token", "decode of 2 sequences", "decode of 3 sequences"]
+    assert all(trace["dispatches"] for trace in json.loads(found.stdout)["traces"])
+    found = kernelforge(*asked, "--tg", "0", "--first-token")
+    assert found.returncode == 2
+    assert one_line(found.stderr, "kernelforge bench: --trace times the steps of --pp, --tg and")
+
+
 def test_a_bench_by_numpy_has_nothing_to_trace():
     done = kernelforge("bench", tiny_model(), "--device", "cpu", "--trace", **NO_VULKAN)
     assert done.returncode == 2

@@ -66,32 +66,34 @@ class TracedSteps:
     def _record(self, size: StepSize, output: Output, timestamps: Timing = "none") -> Recorded:
         """Records a step."""
 
-    def trace(self, tokens: Sequence[int], state: State, repeats: int = 1) -> list[StepTrace]:
+    def trace(self, tokens: Sequence[int], *states: State, repeats: int = 1) -> list[StepTrace]:
         """Runs one step again and again with timestamps around every dispatch.
 
-        The state moves on each time. One token is decoded as `greedy` does it; more, up to 256, are
-        a chunk of a prompt.
+        The states move on each time. With one of them, one token is decoded as `greedy` does it;
+        more, up to 256, are a chunk of a prompt. With several, one token of each is decoded.
         """
         return [
             StepTrace(calls, plan.dispatch_ns(), plan.barrier_ns())
-            for plan, calls in self._timed(tokens, state, "each", repeats)
+            for plan, calls in self._timed(tokens, states, "each", repeats)
         ]
 
-    def step_ns(self, tokens: Sequence[int], state: State, repeats: int = 1) -> list[float]:
+    def step_ns(self, tokens: Sequence[int], *states: State, repeats: int = 1) -> list[float]:
         """Time on the device of the same steps with a timestamp at either end only, in ns."""
-        return [plan.elapsed_ns() for plan, _ in self._timed(tokens, state, "ends", repeats)]
+        return [plan.elapsed_ns() for plan, _ in self._timed(tokens, states, "ends", repeats)]
 
     def _timed(
-        self, tokens: Sequence[int], state: State, timing: Timing, repeats: int
+        self, tokens: Sequence[int], states: Sequence[State], timing: Timing, repeats: int
     ) -> Iterator[tuple[Plan, list[Call]]]:
         ids = check_tokens(tokens, self.config.vocab)
+        pieces = np.split(ids, len(states))
         for _ in range(repeats):
-            size = self._place([ids], [state])
+            size = self._place(pieces, states)
             # Anew each time: a state that grows may have moved.
             step = self._record(size, "greedy" if len(ids) == 1 else "last", timing)
             try:
                 step.plan.run()
-                state.position += len(ids)
+                for state, piece in zip(states, pieces, strict=True):
+                    state.position += len(piece)
                 yield step.plan, step.calls
             finally:
                 step.close()
