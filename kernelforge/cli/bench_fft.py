@@ -9,8 +9,9 @@ import numpy as np
 
 from kernelforge.cli.bench_peers import VKFFT, Absent, matmul_limits
 from kernelforge.families import get_family
-from kernelforge.measure.bench import Bench, Effort
+from kernelforge.measure.bench import Bench
 from kernelforge.measure.fft_wkv import wkv4_by_fft, wkv5_by_fft
+from kernelforge.measure.timed_problem import Effort
 from kernelforge.peers.fft import RunningFft, open_fft
 from kernelforge.report.fft import FFT, FftLimits, FormTime
 from kernelforge_runtime.abi.problem import Problem

@@ -17,9 +17,9 @@ from kernelforge.cli.progress import ProgressBar
 from kernelforge.cli.stopping import exit_code
 
 if TYPE_CHECKING:
-    from kernelforge.measure.bench import Effort
     from kernelforge.measure.measurement import Measurement
     from kernelforge.measure.measurer import Measurer
+    from kernelforge.measure.timed_problem import Effort
     from kernelforge.tune.recording import SubSpace
     from kernelforge_runtime.vk import Device
 

@@ -16,11 +16,12 @@ from typing import Any
 from kernelforge.compile import compile_variant
 from kernelforge.errors import MeasureError
 from kernelforge.family import KernelFamily
-from kernelforge.measure.bench import Bench, Effort
+from kernelforge.measure.bench import Bench
 from kernelforge.measure.ceilings import COPY, FMA, READ, WORD_BYTES
 from kernelforge.measure.journal_lines import name, within
 from kernelforge.measure.roofline import rate
 from kernelforge.measure.statistics import median
+from kernelforge.measure.timed_problem import Effort
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.plan import Dispatch, Plan
 from kernelforge_runtime.vk import Device

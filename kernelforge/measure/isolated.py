@@ -17,7 +17,6 @@ import numpy as np
 
 from kernelforge.errors import MeasureError
 from kernelforge.family import KernelFamily
-from kernelforge.measure.bench import Effort
 from kernelforge.measure.measurement import ENDED, LOSSES, LostError, Measurement
 from kernelforge.measure.programs import Programs
 from kernelforge.measure.protocol import (
@@ -29,6 +28,7 @@ from kernelforge.measure.protocol import (
 from kernelforge.measure.reduced import reduced_problem
 from kernelforge.measure.side_by_side import Turns
 from kernelforge.measure.supervisor import START_S, IdleLossError, Supervisor
+from kernelforge.measure.timed_problem import Effort
 from kernelforge.measure.verify import Verification
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.module import ShaderModule

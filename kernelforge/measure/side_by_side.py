@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from kernelforge.measure import statistics
+from kernelforge.measure.timed_problem import TimedProblem, Timer
 from kernelforge.measure.verify import Verification
 from kernelforge_runtime.abi.module import ShaderModule
-
-if TYPE_CHECKING:
-    from kernelforge.measure.bench import Bench, Timer
 
 LEAST_ROUNDS = 3
 FEW, MOST_ROUNDS = 15, 500
@@ -42,7 +40,7 @@ class Turns:
 
 
 def check_everywhere(
-    bench: Bench, module: ShaderModule, params: Mapping[str, Any], seed: int
+    at: TimedProblem, module: ShaderModule, params: Mapping[str, Any], seed: int
 ) -> Verification:
     """On the full problem, then on the family's awkward small ones: the first that is wrong.
 
@@ -52,20 +50,20 @@ def check_everywhere(
     Raises:
         DeviceLostError: the device did not answer in time.
     """
-    found = bench.check(module, seed, bench.problem)
-    for corner in bench.family.corner_problems:
+    found = at.check(module, seed, at.problem)
+    for corner in at.family.corner_problems:
         if not found.ok:
             break
-        if bench.family.space.refuses(params, bench.info, corner) is not None:
+        if at.family.space.refuses(params, at.info, corner) is not None:
             continue
-        at_corner = bench.check(module, seed, corner)
+        at_corner = at.check(module, seed, corner)
         if not at_corner.ok:
             return replace(at_corner, reason=f"at {corner}: {at_corner.reason}")
     return found
 
 
 def time_in_turns(
-    bench: Bench,
+    at: TimedProblem,
     modules: Sequence[ShaderModule],
     fastest_ns: float,
     rounds: int,
@@ -76,7 +74,7 @@ def time_in_turns(
     """Times modules alternately, in a new random order each round.
 
     Args:
-        bench: of the problem.
+        at: the problem.
         modules: what to time, by distinct names.
         fastest_ns: time of the fastest of them; every one repeats equally often, by this.
         rounds: samples of each at least; more, up to MOST_ROUNDS, until the time of the fastest is
@@ -92,8 +90,8 @@ def time_in_turns(
     try:
         for module in modules:
             on_turn(module.name)
-            repeat = bench.repetitions(module, fastest_ns, _ROUND_NS)
-            timers[module.name] = bench.timer(module, repeat)
+            repeat = at.repetitions(module, fastest_ns, _ROUND_NS)
+            timers[module.name] = at.timer(module, repeat)
             timers[module.name].sample()  # warm-up
         samples = _in_turns(timers, rounds, seconds, np.random.default_rng(seed), on_turn)
         return {
@@ -101,7 +99,7 @@ def time_in_turns(
                 tuple(samples[m.name]),
                 timers[m.name].dispatches,
                 timers[m.name].clock,
-                bench.is_cold(m),
+                at.is_cold(m),
             )
             for m in modules
         }

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from kernelforge.measure.bench import Bench, Effort
+from kernelforge.measure.bench import Bench
 from kernelforge.measure.measurement import Measurement, Outcome
 from kernelforge.measure.programs import first_line
 from kernelforge.measure.protocol import (
@@ -28,6 +28,7 @@ from kernelforge.measure.protocol import (
     turns_to_json,
 )
 from kernelforge.measure.side_by_side import check_everywhere, time_in_turns
+from kernelforge.measure.timed_problem import Effort
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.errors import DeviceError, KernelForgeError, OutOfMemoryError
 from kernelforge_runtime.vk import Device, open_device

@@ -16,11 +16,11 @@ from kernelforge.compile import buildable
 from kernelforge.errors import TuneError
 from kernelforge.family import KernelFamily
 from kernelforge.measure import statistics
-from kernelforge.measure.bench import Effort
 from kernelforge.measure.isolated import Patience
 from kernelforge.measure.measurement import Measurement, Outcome
 from kernelforge.measure.measurer import Measurer
 from kernelforge.measure.programs import SAME
+from kernelforge.measure.timed_problem import Effort
 from kernelforge.render import template_sha256
 from kernelforge.space import Choice
 from kernelforge.tune.drift import EVERY, Drift

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from kernelforge.compile import compile_variant
-from kernelforge.measure.bench import Bench, Effort
+from kernelforge.measure.bench import Bench
 from kernelforge.measure.statistics import Interval, median, paired_ratio
+from kernelforge.measure.timed_problem import Effort
 from kernelforge.tune.budget import Budget
 from kernelforge.tune.journal import Journal
 from kernelforge.tune.problems import TuneTask

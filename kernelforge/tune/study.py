@@ -20,11 +20,12 @@ from optuna.storages import BaseStorage
 from kernelforge.compile import buildable, find_compiler
 from kernelforge.errors import CompileError, SpaceError, TuneError
 from kernelforge.family import KernelFamily
-from kernelforge.measure.bench import Bench, Effort
+from kernelforge.measure.bench import Bench
 from kernelforge.measure.isolated import IsolatedBench, Patience
 from kernelforge.measure.measurement import Measurement
 from kernelforge.measure.measurer import Measurer
 from kernelforge.measure.supervisor import Supervisor
+from kernelforge.measure.timed_problem import Effort
 from kernelforge.render import render
 from kernelforge.tune.budget import Budget, Deadline, share
 from kernelforge.tune.every_layout import SHARE, LayoutTrials, with_every_layout

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from kernelforge.family import KernelFamily
-from kernelforge.measure.bench import Bench, Effort
+from kernelforge.measure.bench import Bench
 from kernelforge.measure.programs import Programs
+from kernelforge.measure.timed_problem import Effort
 from kernelforge.measure.verify import Verification
 from kernelforge.measure.watch import Watch
 from kernelforge_runtime.abi.device_info import GENERIC

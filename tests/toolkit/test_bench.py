@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from kernelforge.errors import MeasureError
-from kernelforge.measure import bench as bench_module
-from kernelforge.measure.bench import Bench, Effort, measure
+from kernelforge.measure import timed_problem
+from kernelforge.measure.bench import Bench, measure
 from kernelforge.measure.measurement import Outcome
 from kernelforge.measure.roofline import rate
 from kernelforge.measure.rotation import COLD_BYTES, MOST_COPIES, Rotation
+from kernelforge.measure.timed_problem import Effort
 from kernelforge.space import Choice, Space
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.dtypes import F32
@@ -111,7 +112,7 @@ def test_a_lost_device_is_an_outcome(bench: Bench, monkeypatch: pytest.MonkeyPat
     def lost(*_: object, **__: object) -> None:
         raise DeviceLostError("gone")
 
-    monkeypatch.setattr(bench_module.Timer, "sample", lost)
+    monkeypatch.setattr(timed_problem.Timer, "sample", lost)
     found = bench.measure(params("none"))
     assert found.outcome is Outcome.DEVICE_LOST
     assert found.reason == "gone"

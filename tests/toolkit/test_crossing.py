@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from kernelforge.measure.bench import Bench, Effort
+from kernelforge.measure.bench import Bench
 from kernelforge.measure.measurement import Measurement, Outcome
+from kernelforge.measure.timed_problem import Effort
 from kernelforge.tune.crossing import MOST, PHASE, cross, missing, promises
 from kernelforge.tune.journal import Journal, read_journal
 from kernelforge.tune.study import TuneResult

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from kernelforge.families.gemv import GEMV
-from kernelforge.measure.bench import Effort
 from kernelforge.measure.measurement import Measurement, Outcome
+from kernelforge.measure.timed_problem import Effort
 from kernelforge.space import Choice, Constraint, Space
 from kernelforge.tune.budget import Budget
 from kernelforge.tune.every_layout import (

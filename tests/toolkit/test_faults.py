@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from kernelforge.errors import TuneError
-from kernelforge.measure.bench import Effort
 from kernelforge.measure.isolated import Patience
 from kernelforge.measure.measurement import ENDED, Measurement, Outcome
 from kernelforge.measure.supervisor import Supervisor
+from kernelforge.measure.timed_problem import Effort
 from kernelforge.tune.budget import Budget
 from kernelforge.tune.journal import Journal, read_journal
 from kernelforge.tune.quarantine import quarantined

@@ -14,8 +14,8 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from kernelforge.errors import TuneError
-from kernelforge.measure.bench import Effort
 from kernelforge.measure.measurement import Measurement, Outcome
+from kernelforge.measure.timed_problem import Effort
 from kernelforge.tune.budget import Budget
 from kernelforge.tune.journal import Journal, read_journal
 from kernelforge.tune.last_one import LeftError, add_missing, at_work, finals_once, present

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kernelforge.measure.bench import Effort
 from kernelforge.measure.claims import Claim, remeasure
+from kernelforge.measure.timed_problem import Effort
 from kernelforge.tune.budget import Budget
 from kernelforge.tune.problems import TuneTask
 from kernelforge.tune.repeated import Repetition, tune_twice

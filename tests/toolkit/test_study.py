@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from kernelforge.errors import TuneError
-from kernelforge.measure.bench import Bench, Effort
+from kernelforge.measure.bench import Bench
 from kernelforge.measure.measurement import Measurement, Outcome
+from kernelforge.measure.timed_problem import Effort
 from kernelforge.tune.budget import Budget
 from kernelforge.tune.finals import choose
 from kernelforge.tune.journal import Journal, read_journal
@@ -146,7 +147,7 @@ def test_an_interrupted_trial_is_done_again(
 CHILD = """
 import sys
 from pathlib import Path
-from kernelforge.measure.bench import Effort
+from kernelforge.measure.timed_problem import Effort
 from kernelforge.tune.budget import Budget
 from kernelforge.tune.journal import Journal
 from kernelforge.tune.study import tune_problem

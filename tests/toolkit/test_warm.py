@@ -9,7 +9,7 @@ import pytest
 
 from kernelforge.errors import TuneError
 from kernelforge.families import get_family
-from kernelforge.measure.bench import Effort
+from kernelforge.measure.timed_problem import Effort
 from kernelforge.tune.budget import Budget
 from kernelforge.tune.journal import Journal
 from kernelforge.tune.problems import TuneTask
