@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kernelforge_runtime.errors import DeviceError, OutOfMemoryError
 from kernelforge_runtime.vk.loader import check
+from kernelforge_runtime.vk.logical_device import LogicalDevice
 from kernelforge_runtime.vk.memory import Placement
 from kernelforge_runtime.vk.pages import populate
-
-if TYPE_CHECKING:
-    from kernelforge_runtime.vk.device import Device
 
 _UNIFORM, _STORAGE = 0x10, 0x20
 _TRANSFER = 0x1 | 0x2
@@ -35,7 +33,7 @@ class Buffer:
     granularity = 1
 
     def __init__(
-        self, device: Device, nbytes: int, name: str = "", host_visible: bool = False
+        self, device: LogicalDevice, nbytes: int, name: str = "", host_visible: bool = False
     ) -> None:
         if nbytes <= 0:
             raise DeviceError(f"buffer {name!r} of {nbytes} bytes: a buffer has at least one byte")
@@ -76,7 +74,7 @@ class Buffer:
             self.address = int(lib.vkGetBufferDeviceAddress(device.handle, where))
 
     @staticmethod
-    def usage(device: Device) -> int:
+    def usage(device: LogicalDevice) -> int:
         """VkBufferUsageFlags of every buffer."""
         features = device.info.features
         uniform = _UNIFORM if "uniform_windows" in features else 0
@@ -149,7 +147,7 @@ class Buffer:
             ) from None
 
     @staticmethod
-    def placement(device: Device, host_visible: bool) -> Placement:
+    def placement(device: LogicalDevice, host_visible: bool) -> Placement:
         """Where a buffer would go: found with one that is given no memory."""
         ffi, lib = device.ffi, device.lib
         info = ffi.new("VkBufferCreateInfo*")

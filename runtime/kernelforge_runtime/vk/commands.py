@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kernelforge_runtime.errors import DeviceError, DeviceLostError
+from kernelforge_runtime.vk.buffer import Buffer
 from kernelforge_runtime.vk.loader import check
-
-if TYPE_CHECKING:
-    from kernelforge_runtime.vk.buffer import Buffer
-    from kernelforge_runtime.vk.device import Device
-    from kernelforge_runtime.vk.pipeline import Pipeline
-    from kernelforge_runtime.vk.timestamps import TimestampPool
+from kernelforge_runtime.vk.logical_device import LogicalDevice
+from kernelforge_runtime.vk.pipeline import Pipeline
+from kernelforge_runtime.vk.timestamps import TimestampPool
 
 _COMPUTE, _TRANSFER, _HOST = 0x800, 0x1000, 0x4000
 _SHADER_READ, _SHADER_WRITE, _TRANSFER_READ, _TRANSFER_WRITE = 0x20, 0x40, 0x800, 0x1000
@@ -28,7 +26,7 @@ class CommandBuffer:
     calls into the driver.
     """
 
-    def __init__(self, device: Device, name: str = "") -> None:
+    def __init__(self, device: LogicalDevice, name: str = "") -> None:
         self.device, self.name = device, name
         ffi, lib = device.ffi, device.lib
         info = ffi.new(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +11,7 @@ from kernelforge_runtime.abi.windows import MOST_WINDOWS, WINDOW_STEP, count_win
 from kernelforge_runtime.errors import DeviceError
 from kernelforge_runtime.vk.buffer import BufferSlice
 from kernelforge_runtime.vk.loader import check
-
-if TYPE_CHECKING:
-    from kernelforge_runtime.vk.device import Device
+from kernelforge_runtime.vk.logical_device import LogicalDevice
 
 _UNIFORM_BUFFER, _STORAGE_BUFFER = 6, 7
 
@@ -21,7 +19,9 @@ _UNIFORM_BUFFER, _STORAGE_BUFFER = 6, 7
 class DescriptorPool:
     """Room for `sets` descriptor sets, with so many storage buffers and windows in all."""
 
-    def __init__(self, device: Device, sets: int, descriptors: int, windows: int = 0) -> None:
+    def __init__(
+        self, device: LogicalDevice, sets: int, descriptors: int, windows: int = 0
+    ) -> None:
         self.device = device
         ffi, lib = device.ffi, device.lib
         kinds = [(_STORAGE_BUFFER, descriptors), (_UNIFORM_BUFFER, windows)]

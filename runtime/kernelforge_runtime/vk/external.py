@@ -15,17 +15,15 @@ import os
 import stat
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kernelforge_runtime.errors import DeviceError
 from kernelforge_runtime.vk.buffer import Buffer
 from kernelforge_runtime.vk.commands import CommandBuffer
 from kernelforge_runtime.vk.loader import check
+from kernelforge_runtime.vk.logical_device import LogicalDevice
 from kernelforge_runtime.vk.physical import EXTERNAL_MEMORY_FD
 from kernelforge_runtime.vk.procedure import procedure
-
-if TYPE_CHECKING:
-    from kernelforge_runtime.vk.device import Device
 
 _OPAQUE_FD = 0x1  # VK_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD_BIT
 _EXPORTABLE, _IMPORTABLE, _DEDICATED = 0x2, 0x4, 0x1
@@ -83,7 +81,7 @@ class SharedBuffer(Buffer):
 
     def __init__(
         self,
-        device: Device,
+        device: LogicalDevice,
         nbytes: int,
         name: str = "",
         host_visible: bool = False,
@@ -200,7 +198,7 @@ class SharedBuffer(Buffer):
 
 
 def shared_buffer(
-    device: Device, nbytes: int, name: str = "", host_visible: bool = False
+    device: LogicalDevice, nbytes: int, name: str = "", host_visible: bool = False
 ) -> SharedBuffer:
     """A new buffer that can be exported.
 
@@ -211,7 +209,7 @@ def shared_buffer(
     return SharedBuffer(device, nbytes, name, host_visible)
 
 
-def import_buffer(device: Device, exported: ExportedBuffer, name: str = "") -> SharedBuffer:
+def import_buffer(device: LogicalDevice, exported: ExportedBuffer, name: str = "") -> SharedBuffer:
     """A buffer on the memory that another device exported; `exported` stays as it is.
 
     Raises:
@@ -244,7 +242,7 @@ def import_buffer(device: Device, exported: ExportedBuffer, name: str = "") -> S
     return SharedBuffer(device, exported.nbytes, name, source=exported)
 
 
-def cannot_share(device: Device) -> str | None:
+def cannot_share(device: LogicalDevice) -> str | None:
     """Why this device's buffers cannot be shared; None where they can."""
     try:
         _require(device, _EXPORTABLE | _IMPORTABLE)
@@ -253,7 +251,7 @@ def cannot_share(device: Device) -> str | None:
     return None
 
 
-def identity(device: Device) -> str:
+def identity(device: LogicalDevice) -> str:
     """Device and driver UUID: memory may be shared where both are the same."""
     ffi, lib = device.ffi, device.lib
     found = ffi.new("VkPhysicalDeviceIDProperties*")
@@ -265,7 +263,7 @@ def identity(device: Device) -> str:
     return f"{bytes(found.deviceUUID).hex()}/{bytes(found.driverUUID).hex()}"
 
 
-def _require(device: Device, wanted: int) -> bool:
+def _require(device: LogicalDevice, wanted: int) -> bool:
     """Whether shared buffers need memory of their own; raises where they are not possible."""
     name = device.info.name
     if EXTERNAL_MEMORY_FD not in device.physical.extensions:

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import mmap
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from kernelforge_runtime.errors import OutOfMemoryError
 from kernelforge_runtime.vk.buffer import Buffer
+from kernelforge_runtime.vk.logical_device import LogicalDevice
 from kernelforge_runtime.vk.physical import EXTERNAL_MEMORY_HOST
 from kernelforge_runtime.vk.procedure import procedure
-
-if TYPE_CHECKING:
-    from kernelforge_runtime.vk.device import Device
 
 LEAST_BYTES: Final = 4 << 20
 """Smaller buffers gain nothing."""
@@ -81,7 +79,7 @@ class HostBuffer(Buffer):
 _PRIVATE: Final = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
 
 
-def takes_host_memory(device: Device) -> bool:
+def takes_host_memory(device: LogicalDevice) -> bool:
     """Whether large buffers of this device are better made of the host's own memory."""
     if device.info.device_type != "cpu" or not sys.platform.startswith("linux"):
         return False

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kernelforge_runtime.abi.module import ShaderModule
 from kernelforge_runtime.abi.spirv import check_module
 from kernelforge_runtime.abi.windows import MOST_WINDOWS
 from kernelforge_runtime.errors import DeviceError
 from kernelforge_runtime.vk.loader import check
-
-if TYPE_CHECKING:
-    from kernelforge_runtime.vk.device import Device
+from kernelforge_runtime.vk.logical_device import LogicalDevice
+from kernelforge_runtime.vk.pipeline_cache import PipelineCache
 
 _UNIFORM_BUFFER, _STORAGE_BUFFER = 6, 7
 _VARIABLE_COUNT = 0x8
@@ -29,7 +28,10 @@ class Pipeline:
             where the kernel takes addresses only.
     """
 
-    def __init__(self, device: Device, module: ShaderModule, room: int = 0) -> None:
+    def __init__(
+        self, device: LogicalDevice, module: ShaderModule, cache: PipelineCache, room: int = 0
+    ) -> None:
+        self._cache = cache
         self.device, self.module, self._room = device, module, room or MOST_WINDOWS
         check_module(module, device.info)
         self._check_features()
@@ -139,7 +141,7 @@ class Pipeline:
                 info.stage.pNext = required
             out = ffi.new("VkPipeline*")
             result = lib.vkCreateComputePipelines(
-                device.handle, device.pipeline_cache.handle, 1, info, ffi.NULL, out
+                device.handle, self._cache.handle, 1, info, ffi.NULL, out
             )
             check(result, doing)
             self.handle = out[0]

@@ -11,13 +11,11 @@ import os
 import struct
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kernelforge_runtime.resources import xdg_dir
 from kernelforge_runtime.vk.loader import check
-
-if TYPE_CHECKING:
-    from kernelforge_runtime.vk.device import Device
+from kernelforge_runtime.vk.logical_device import LogicalDevice
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +28,7 @@ MAX_BYTES = 256 << 20
 class PipelineCache:
     """A VkPipelineCache, filled from disk where a valid file is found."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: LogicalDevice) -> None:
         self.device = device
         info = device.info
         device_name = f"{info.vendor_id:04x}-{info.device_id:04x}"

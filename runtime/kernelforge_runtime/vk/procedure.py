@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from kernelforge_runtime.errors import DeviceError
-
-if TYPE_CHECKING:
-    from kernelforge_runtime.vk.device import Device
+from kernelforge_runtime.vk.logical_device import LogicalDevice
 
 
-def procedure(device: Device, name: str) -> Callable[..., int]:
+def procedure(device: LogicalDevice, name: str) -> Callable[..., int]:
     """A function of an extension that the device was opened with.
 
     Raises:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.vk.buffer import Buffer
 from kernelforge_runtime.vk.commands import CommandBuffer
-
-if TYPE_CHECKING:
-    from kernelforge_runtime.vk.device import Device
+from kernelforge_runtime.vk.logical_device import LogicalDevice
 
 STAGING_BYTES = 16 << 20
 COPY_TIMEOUT_S = 60.0
@@ -24,7 +20,7 @@ class Staging:
     step's logits come back without anything being made.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: LogicalDevice) -> None:
         self.device = device
         self._buffer: Buffer | None = None
         self._commands: CommandBuffer | None = None

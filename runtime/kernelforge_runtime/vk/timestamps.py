@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.vk.loader import check
-
-if TYPE_CHECKING:
-    from kernelforge_runtime.vk.device import Device
+from kernelforge_runtime.vk.logical_device import LogicalDevice
 
 
 class TimestampPool:
     """`count` timestamp queries. Only for devices whose queue has valid timestamp bits."""
 
-    def __init__(self, device: Device, count: int) -> None:
+    def __init__(self, device: LogicalDevice, count: int) -> None:
         self.device, self.count = device, count
         ffi, lib = device.ffi, device.lib
         info = ffi.new(
