@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -226,30 +226,17 @@ class Signature:
         }
 
     @classmethod
-    def from_json(
-        cls,
-        data: Any,
-        binding: Callable[[Any], Binding] = Binding.from_json,
-        constants: Callable[[Any], tuple[PushConstant, ...]] = push_constants_from_json,
-        grid: Callable[[Any], Grid] = Grid.from_json,
-    ) -> Signature:
-        """Reads what `to_json` wrote; a wrong form raises PlanError.
-
-        Args:
-            data: plain.
-            binding: reads a binding.
-            constants: reads the list of push constants.
-            grid: reads the grid.
-        """
+    def from_json(cls, data: Any) -> Signature:
+        """Reads what `to_json` wrote; a wrong form raises PlanError."""
         try:
             if data["addressing"] not in ("descriptor", "address"):
                 raise PlanError(
                     f"addressing {data['addressing']!r}: expected descriptor or address"
                 )
             return cls(
-                bindings=tuple(binding(item) for item in data["bindings"]),
-                push_constants=constants(data["push_constants"]),
-                grid=grid(data["grid"]),
+                bindings=tuple(map(Binding.from_json, data["bindings"])),
+                push_constants=push_constants_from_json(data["push_constants"]),
+                grid=Grid.from_json(data["grid"]),
                 workgroup=_count(data["workgroup"]),
                 subgroup=_count(data["subgroup"]),
                 addressing=data["addressing"],

@@ -25,8 +25,9 @@ from kernelforge_runtime.bundle.container import (
     read_container,
     read_header,
 )
+from kernelforge_runtime.bundle.entry import Entry
 from kernelforge_runtime.bundle.fingerprint import BundleMatch, why_not
-from kernelforge_runtime.bundle.manifest import MAX_MANIFEST_BYTES, Entry, Manifest
+from kernelforge_runtime.bundle.manifest import MAX_MANIFEST_BYTES, Manifest
 from kernelforge_runtime.errors import BundleError, SpirvError
 
 MANIFEST_FILE = "manifest.json"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Layouts
 from kernelforge_runtime.bundle.bundle import Bundle
-from kernelforge_runtime.bundle.manifest import Entry
+from kernelforge_runtime.bundle.entry import Entry
 
 FEW_TOKENS = 16
 """Of a sequence: for fewer a recurrence always goes token by token."""

@@ -18,9 +18,9 @@ from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.abi.signature import Layouts
 from kernelforge_runtime.bundle.bundle import Bundle, open_bundle
 from kernelforge_runtime.bundle.crossover import contenders, fastest, rounding_rivals
+from kernelforge_runtime.bundle.entry import Entry
 from kernelforge_runtime.bundle.fingerprint import BundleMatch
 from kernelforge_runtime.bundle.locate import Judge, Located, locate, locate_generic
-from kernelforge_runtime.bundle.manifest import Entry
 from kernelforge_runtime.errors import BundleError, KernelForgeError, SpirvError
 from kernelforge_runtime.turns import taking_turns
 

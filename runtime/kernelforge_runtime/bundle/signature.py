@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Final
 
 from kernelforge_runtime.abi.grid import Grid
 from kernelforge_runtime.abi.problem import MAX_DIMENSION, Problem
@@ -19,7 +20,16 @@ from kernelforge_runtime.abi.signature import (
 )
 from kernelforge_runtime.abi.windows import MOST_BUFFERS
 from kernelforge_runtime.bundle.fingerprint import FEATURE, MAX_FEATURES
-from kernelforge_runtime.bundle.strict_json import count, listed, matching, record, show
+from kernelforge_runtime.bundle.strict_json import (
+    check_lines,
+    count,
+    decode,
+    listed,
+    matching,
+    record,
+    show,
+)
+from kernelforge_runtime.dtypes import DTYPES
 from kernelforge_runtime.errors import BundleError, PlanError
 from kernelforge_runtime.layout.names import MAX_NAME
 
@@ -33,19 +43,19 @@ MAX_GRID_DIVISOR = 1 << 20
 MAX_GRID_COUNT = 1 << 10
 MAX_WORKGROUP = 4096
 MOST_KEPT = 1024
-"""Bindings, grids and so on that are remembered: most kernels have the same ones."""
-LONGEST_KEPT = 256
+"""Bindings, grids and so on that are remembered."""
+LONGEST_KEPT = 4096
 SUBGROUPS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
 _LAYOUT = re.compile(r"[A-Z0-9/%+ ]+")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DIM = re.compile(r"[A-Z]")
 _TERM = re.compile(r"[A-Z](/[1-9][0-9]{0,6})?")
-T = TypeVar("T")
-_BINDINGS: dict[str, Binding] = {}
-"""What was read and checked before, by its text; so are those below."""
-_CONSTANTS: dict[str, tuple[PushConstant, ...]] = {}
-_GRIDS: dict[str, Grid] = {}
+_START = b'\n      "signature": {'
+_END = b"\n      }"
+_KEY = b'\n        "'
+_PARTS: dict[bytes, tuple[str, Any]] = {}
+"""What was read and checked before, by its text."""
 
 
 def problem_from_json(data: Any) -> Problem:
@@ -59,47 +69,61 @@ def problem_from_json(data: Any) -> Problem:
     return Problem(**data)
 
 
+def signature_from_lines(text: bytes) -> Signature:
+    """Reads the lines of an entry that hold its signature, from the break before its key on.
+
+    Keys and their values are remembered by their text, as most kernels have the same ones. That
+    takes lines as the writer lays them out; others go through JSON as a whole.
+
+    Raises:
+        BundleError: a wrong form, an absurd size, or lines that hold more than one value.
+    """
+    values: dict[str, Any] = {}
+    parts = text[len(_START) : -len(_END)].split(_KEY)
+    for number, part in enumerate(parts[1:], 2):
+        ended = part.endswith(b",")
+        found = _part(part[:-1] if ended else part)
+        if ended == (number == len(parts)) or found is None or found[0] in values:
+            break
+        values[found[0]] = found[1]
+    plain = parts[0] == b"" and len(values) == len(parts) - 1
+    if plain and text.startswith(_START) and text.endswith(_END):
+        record(values, _KEYS, _OPTIONAL)
+        return _whole(values)
+    check_lines(text)
+    return signature_from_json(decode(b"{" + text + b"}")["signature"])
+
+
 def signature_from_json(data: Any) -> Signature:
     """Reads what `Signature.to_json` wrote; a wrong form or an absurd size raises BundleError."""
-    record(
-        data,
-        (
-            "addressing",
-            "bindings",
-            "features",
-            "fixed",
-            "grid",
-            "push_constants",
-            "subgroup",
-            "workgroup",
-        ),
-        ("multiples", "windowed"),
-    )
-    names = set()
-    for binding in listed(data["bindings"], "bindings", MAX_BINDINGS, 1):
-        names.add(binding[0] if repr(binding) in _BINDINGS else _checked_name(binding))
-    if len(names) != len(data["bindings"]):
-        raise BundleError("bindings: a name is there twice")
-    constants = _kept(_CONSTANTS, data["push_constants"], _constants)
-    grid = _kept(_GRIDS, data["grid"], _grid)
-    for feature in listed(data["features"], "features", MAX_FEATURES):
-        matching(feature, "feature", FEATURE)
-    for key, what in (("fixed", "fixed"), ("multiples", "multiple of")):
-        sizes = data.get(key, {})
-        if not isinstance(sizes, dict) or (key == "multiples" and key in data and not sizes):
-            raise BundleError(f"{key}: expected an object, found {show(sizes)}")
-        for name, size in sizes.items():
-            matching(name, f"{key} dimension", _DIM, 1)
-            count(size, f"{what} {name}", MAX_DIMENSION, 1)
-    _check_windowed(data)
-    count(data["workgroup"], "workgroup", MAX_WORKGROUP, 1)
-    if count(data["subgroup"], "subgroup") not in SUBGROUPS:
-        raise BundleError(f"subgroup: expected one of {SUBGROUPS}, found {data['subgroup']}")
-    _texts(data["addressing"])
+    record(data, _KEYS, _OPTIONAL)
+    return _whole({key: _READERS[key](value) for key, value in data.items()})
+
+
+def _part(text: bytes) -> tuple[str, Any] | None:
+    """A key, whose first quote is cut off, and its value, read and checked; None if not one."""
+    known = _PARTS.get(text)
+    if known is not None:
+        return known
     try:
-        signature = Signature.from_json(data, _binding, lambda _: constants, lambda _: grid)
-    except PlanError as error:
-        raise BundleError(f"signature: {error}") from None
+        check_lines(text)
+        data = decode(b'{"' + text + b"}")
+    except BundleError:  # cut at a line that is no key's: the whole may be right
+        return None
+    key = next(iter(data), "")
+    if len(data) != 1 or key not in _READERS:
+        return None
+    found = key, _READERS[key](data[key])
+    if len(text) <= LONGEST_KEPT and len(_PARTS) < MOST_KEPT:
+        _PARTS[text] = found
+    return found
+
+
+def _whole(values: dict[str, Any]) -> Signature:
+    """A signature of checked values, which must go together."""
+    signature = Signature(**values)
+    if "windowed" in values:
+        _check_windowed(signature)
     if signature.push_constant_bytes > MAX_PUSH_CONSTANT_BYTES:
         raise BundleError(
             f"push constants take {signature.push_constant_bytes} bytes; "
@@ -108,31 +132,67 @@ def signature_from_json(data: Any) -> Signature:
     return signature
 
 
-def _check_windowed(data: Any) -> None:
-    if "windowed" not in data:
-        return
-    read = {binding[0] for binding in data["bindings"] if binding[3] == "read"}
-    names = listed(data["windowed"], "windowed", MOST_BUFFERS, 1)
-    for name in names:
-        matching(name, "windowed binding", _NAME)
-    if len(set(names)) < len(names) or not set(names) <= read or data["addressing"] != "address":
+def _check_windowed(signature: Signature) -> None:
+    read = {binding.name for binding in signature.bindings if binding.access == "read"}
+    names = signature.windowed
+    distinct = len(set(names)) == len(names)
+    if not distinct or not set(names) <= read or signature.addressing != "address":
         raise BundleError(
             f"windowed: expected bindings that are only read, each once, of a kernel that takes "
-            f"addresses; found {show(names)}"
+            f"addresses; found {show(list(names))}"
         )
-    if "uniform_windows" not in data["features"]:
+    if "uniform_windows" not in signature.features:
         raise BundleError("windowed: the features do not list uniform_windows")
 
 
-def _kept(known: dict[str, T], data: Any, read: Callable[[Any], T]) -> T:
-    """What is read; what was read before, where that had the same text."""
-    text = repr(data)
-    found = known.get(text)
-    if found is None:
-        found = read(data)
-        if len(text) <= LONGEST_KEPT and len(known) < MOST_KEPT:
-            known[text] = found
+def _addressing(data: Any) -> str:
+    if _word(data) not in ("descriptor", "address"):
+        raise BundleError(f"addressing {data}: expected descriptor or address")
+    return str(data)
+
+
+def _bindings(data: Any) -> tuple[Binding, ...]:
+    found = tuple(map(_binding, listed(data, "bindings", MAX_BINDINGS, 1)))
+    if len({binding.name for binding in found}) != len(found):
+        raise BundleError("bindings: a name is there twice")
     return found
+
+
+def _binding(data: Any) -> Binding:
+    # Row-major bindings have no fifth element: older manifests have none at all.
+    name, dtype, shape, access, *layout = listed(data, "binding", 5, 4)
+    for text in layout:
+        matching(text, "binding layout", _LAYOUT, MAX_NAME)
+        if access != "read":
+            raise BundleError(f"binding {name}: only what is read may have a layout")
+    matching(name, "binding name", _NAME)
+    if _word(dtype) not in DTYPES:
+        raise BundleError(f"binding {name}: element type {dtype} is not known")
+    _word(access)
+    for size in listed(shape, "binding shape", MAX_RANK):
+        if isinstance(size, str):
+            matching(size, "binding shape", _TERM, 9)
+        else:
+            count(size, "binding shape", MAX_DIMENSION, 1)
+    try:
+        return Binding.from_json(data)
+    except PlanError as error:
+        raise BundleError(f"signature: {error}") from None
+
+
+def _features(data: Any) -> tuple[str, ...]:
+    found = listed(data, "features", MAX_FEATURES)
+    return tuple(matching(feature, "feature", FEATURE) for feature in found)
+
+
+def _sizes(key: str, what: str, data: Any) -> tuple[tuple[str, int], ...]:
+    """Dimensions and a number for each, by name; of "multiples" there are some if it is there."""
+    if not isinstance(data, dict) or (key == "multiples" and not data):
+        raise BundleError(f"{key}: expected an object, found {show(data)}")
+    for name, size in data.items():
+        matching(name, f"{key} dimension", _DIM, 1)
+        count(size, f"{what} {name}", MAX_DIMENSION, 1)
+    return tuple(sorted(data.items()))
 
 
 def _constants(data: Any) -> tuple[PushConstant, ...]:
@@ -159,27 +219,40 @@ def _grid(data: Any) -> Grid:
     return Grid.from_json(data)
 
 
-def _checked_name(binding: Any) -> str:
-    """The name of a binding that is sane."""
-    # Row-major bindings have no fifth element: older manifests have none at all.
-    name, dtype, shape, access, *layout = listed(binding, "binding", 5, 4)
-    for text in layout:
-        matching(text, "binding layout", _LAYOUT, MAX_NAME)
-        if access != "read":
-            raise BundleError(f"binding {name}: only what is read may have a layout")
-    found = matching(name, "binding name", _NAME)
-    _texts(dtype, access)
-    for size in listed(shape, "binding shape", MAX_RANK):
-        if isinstance(size, str):
-            matching(size, "binding shape", _TERM, 9)
-        else:
-            count(size, "binding shape", MAX_DIMENSION, 1)
-    return found
+def _subgroup(data: Any) -> int:
+    if count(data, "subgroup") not in SUBGROUPS:
+        raise BundleError(f"subgroup: expected one of {SUBGROUPS}, found {data}")
+    return int(data)
 
 
-def _binding(data: Any) -> Binding:
-    """A checked binding; one like it that was read before, where there is one."""
-    return _kept(_BINDINGS, data, Binding.from_json)
+def _windowed(data: Any) -> tuple[str, ...]:
+    found = listed(data, "windowed", MOST_BUFFERS, 1)
+    return tuple(matching(name, "windowed binding", _NAME) for name in found)
+
+
+def _workgroup(data: Any) -> int:
+    return count(data, "workgroup", MAX_WORKGROUP, 1)
+
+
+def _word(value: Any) -> str:
+    """A word that is looked up later: a short text, so that a lookup cannot fail oddly."""
+    return matching(value, "signature", _NAME, 32)
+
+
+_READERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "addressing": _addressing,
+    "bindings": _bindings,
+    "features": _features,
+    "fixed": partial(_sizes, "fixed", "fixed"),
+    "grid": _grid,
+    "multiples": partial(_sizes, "multiples", "multiple of"),
+    "push_constants": _constants,
+    "subgroup": _subgroup,
+    "windowed": _windowed,
+    "workgroup": _workgroup,
+}
+_OPTIONAL: Final = ("multiples", "windowed")
+_KEYS: Final = tuple(key for key in _READERS if key not in _OPTIONAL)
 
 
 def check_layouts(signature: Signature, problem: Problem) -> None:
@@ -190,9 +263,3 @@ def check_layouts(signature: Signature, problem: Problem) -> None:
                 binding.memory(problem)
             except PlanError as error:
                 raise BundleError(str(error)) from None
-
-
-def _texts(*values: Any) -> None:
-    """Words that are looked up later: a short text, so that a lookup cannot fail oddly."""
-    for value in values:
-        matching(value, "signature", _NAME, 32)

@@ -66,6 +66,28 @@ _DECODER = json.JSONDecoder(
 )
 
 
+def check_lines(text: bytes, unindented: int = 0) -> None:
+    """Refuses lines of an entry that hold more than one value, or are not indented.
+
+    Args:
+        text: whole lines.
+        unindented: lines that need no indent.
+
+    Raises:
+        BundleError: it is not laid out so.
+    """
+    # One value per line, as the writer lays it out: a dense text would grow in memory much more.
+    # No text of an entry may hold these characters, so that counting them is enough.
+    dense = (
+        text.count(b",") != text.count(b",\n")
+        or text.count(b"[") != text.count(b"[\n") + text.count(b"[]")
+        or text.count(b"{") != text.count(b"{\n") + text.count(b"{}")
+        or text.count(b"\n      ") != text.count(b"\n") - unindented
+    )
+    if dense:
+        raise BundleError("is not laid out with one value per line and two spaces of indent")
+
+
 def record(value: Any, keys: Collection[str], optional: Collection[str] = ()) -> dict[str, Any]:
     """An object with exactly these keys, and perhaps the optional ones."""
     if not isinstance(value, dict):
