@@ -48,23 +48,69 @@ def test_a_job_that_fails_ends_the_others_once_those_that_run_are_done(monkeypat
     assert len(finished) < 500
 
 
-def test_jobs_may_begin_at_once_and_what_fails_is_told_when_all_are_waited_for(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    work, begun = LaterWork(at_once=True), threading.Event()
-    work.add(begun.set)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_what_is_to_begin_does_so_at_once_and_gives_what_it_found(threads, monkeypatch):
+    monkeypatch.setattr(later_work, "MOST_THREADS", threads)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    work, begun = LaterWork(), threading.Event()
+    found = work.begin(lambda: begun.set() or 7)
     assert begun.wait(30)
+    assert found() == 7
+    work.run()
+    assert found() == 7
+
+
+def test_what_fails_once_it_began_is_told_to_who_waits_for_it_alone(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    work, done = LaterWork(), []
 
     def fail():
         raise ValueError("a damaged tensor")
 
-    work.add(fail)
+    found = work.begin(fail)
+    work.add(lambda: done.append("other"))
+    work.run()
+    assert done == ["other"]
     with pytest.raises(ValueError, match="a damaged tensor"):
-        work.run()
+        found()
+
+
+def test_what_only_prepares_is_done_by_free_threads_and_left_once_the_work_runs(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    work, prepared, both, go = LaterWork(), threading.Event(), threading.Barrier(3), []
+    work.prepare(prepared.set)
+    assert prepared.wait(30)
+
+    def busy():
+        both.wait(30)
+        assert released.wait(30)
+
+    released = threading.Event()
+    work.begin(busy)
+    work.begin(busy)
+    both.wait(30)  # no thread is free any more
+    work.prepare(lambda: go.append("prepared"))
+    work.add(lambda: go.append("done"))
+    work.tell(lambda: go.append("told"))
+    timer = threading.Timer(0.2, released.set)
+    timer.start()
+    work.run()
+    timer.join()
+    assert go == ["done", "told"]
+
+
+def test_one_thread_prepares_nothing_as_it_comes_to_the_work_as_soon(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    work, done = LaterWork(), []
+    work.prepare(lambda: done.append("prepared"))
+    work.add(lambda: done.append("done"))
+    work.run()
+    assert done == ["done"]
 
 
 def test_dropped_work_is_not_begun_and_what_runs_is_waited_for(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    work, begun, done = LaterWork(at_once=True), threading.Barrier(3), []
+    work, begun, done = LaterWork(), threading.Barrier(3), []
 
     def slow():
         begun.wait(30)
@@ -72,7 +118,8 @@ def test_dropped_work_is_not_begun_and_what_runs_is_waited_for(monkeypatch):
         done.append("slow")
 
     for job in (slow, slow, lambda: done.append("never")):
-        work.add(job)
+        work.begin(job)
+    work.add(lambda: done.append("never"))
     begun.wait(30)
     work.drop()
     assert done == ["slow", "slow"]

@@ -42,46 +42,65 @@ class Loaded:
     pipeline_seconds: float
 
 
-def load_weights(
-    file: ModelFile,
-    ops: VulkanOps,
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    kernels: Iterable[Selection],
-    progress: OnLoad | None = None,
-) -> Loaded:
-    """Packs and uploads everything; meanwhile makes pipelines that the first step will want.
+class Loading:
+    """Loads one model. Threads begin with what needs no place yet; use it as a context manager."""
 
-    Args:
-        file: knows the tensors.
-        ops: takes them.
-        checkpoint: has them.
-        config: of the model.
-        kernels: of the first step; one that cannot be had is left for the step to complain of.
-        progress: told after each matrix and table.
-    """
-    begun, spent = time.perf_counter(), list[float]()
-    work = ops.store.later = LaterWork(at_once=True)
-    if progress is not None:
-        ops.store.on_upload = counting(checkpoint, progress)
-    try:
-        with taking_turns():
-            modules = {}
-            for selection in kernels:
-                with contextlib.suppress(KernelForgeError):
-                    module = selection.module
-                    room = module.signature.window_room(selection.entry.problem)
-                    modules[module.sha256, module.signature, room] = module
-            for (_, _, room), module in modules.items():
-                work.add(partial(_prepare, ops, module, room, spent))
-            hashes: list[str] = []
-            work.add(lambda: hashes.append(model_hash(checkpoint)))  # long: nobody waits for it so
-            weights = file.load(ops, checkpoint, config)
-        work.run()
-    finally:
-        work.drop()
-        ops.store.later = None
-    return Loaded(weights, hashes[0], time.perf_counter() - begun, sum(spent))
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._work = LaterWork()
+        self._turns = taking_turns()
+
+    def __enter__(self) -> Loading:
+        self._turns.__enter__()
+        self._hash = self._work.begin(partial(model_hash, self._checkpoint))  # long
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        try:
+            self._work.drop()
+        finally:
+            self._turns.__exit__(*raised)
+
+    def weights(
+        self,
+        file: ModelFile,
+        ops: VulkanOps,
+        config: ModelConfig,
+        kernels: Iterable[Selection],
+        progress: OnLoad | None = None,
+    ) -> Loaded:
+        """Packs and uploads everything; meanwhile makes pipelines that the first step will want.
+
+        Args:
+            file: knows the tensors.
+            ops: takes them.
+            config: of the model.
+            kernels: of the first step; one that cannot be had is left for the step to complain of.
+            progress: told after each matrix and table.
+        """
+        begun, spent = time.perf_counter(), list[float]()
+        if progress is not None:
+            ops.store.on_upload = counting(self._checkpoint, progress)
+        for module, room in _modules(kernels):
+            self._work.begin(partial(_prepare, ops, module, room, spent))
+        ops.store.later = self._work
+        try:
+            weights = file.load(ops, self._checkpoint, config)
+            self._work.run()
+        finally:
+            ops.store.later = None
+        return Loaded(weights, self._hash(), time.perf_counter() - begun, sum(spent))
+
+
+def _modules(kernels: Iterable[Selection]) -> list[tuple[ShaderModule, int]]:
+    """The modules of kernels, each once, and the windows that their pipelines have room for."""
+    found = {}
+    for selection in kernels:
+        with contextlib.suppress(KernelForgeError):
+            module = selection.module
+            room = module.signature.window_room(selection.entry.problem)
+            found[module.sha256, module.signature, room] = module, room
+    return [*found.values()]
 
 
 def _prepare(ops: VulkanOps, module: ShaderModule, room: int, spent: list[float]) -> None:

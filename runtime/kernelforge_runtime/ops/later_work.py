@@ -1,8 +1,8 @@
 """The heavy part of loading, left until all of a model has its place; threads do it then.
 
 What Python does for it, names, shapes and places, holds the interpreter. Rounding and copying do
-not, but ask for it between every two of their passes: who adds jobs that begin at once has to let
-them have it soon, see `turns`.
+not, but ask for it between every two of their passes, and wait where somebody else has it: so they
+are for later, and threads meanwhile do what hardly needs it.
 """
 
 from __future__ import annotations
@@ -10,33 +10,47 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Final, TypeVar
 
 Job = Callable[[], object]
+T = TypeVar("T")
 MOST_THREADS: Final = 4
 """Memory is what they share: more of them hardly add anything."""
 
 
 class LaterWork:
-    """Jobs in order, each of its own: none may need what another one does."""
+    """Jobs in order, each of its own: none may need what another one does.
 
-    def __init__(self, at_once: bool = False) -> None:
-        """No jobs yet.
+    Threads do not begin with them before `run`, but for those that are given to `begin` and
+    `prepare`; `drop` ends it where there is no `run`.
+    """
 
-        Args:
-            at_once: whether threads begin with a job as soon as it is added, and `run` waits for
-                what is left; `drop` then ends it where there is no `run`.
-        """
+    def __init__(self) -> None:
         self._jobs: list[tuple[bool, Job]] = []
-        threads = min(MOST_THREADS, os.cpu_count() or 1)
-        self._pool = ThreadPoolExecutor(threads, "load") if at_once and threads > 1 else None
+        self._pool: ThreadPoolExecutor | None = None
+        self._runs = False
+
+    def begin(self, job: Callable[[], T]) -> Callable[[], T]:
+        """Something that a thread begins with as soon as one is free, or that is done at once.
+
+        Returns:
+            What waits for it, and gives what it gave or raises what it raised.
+        """
+        pool = self._threads(2)
+        if pool is not None:
+            return pool.submit(job).result
+        found = job()
+        return lambda: found
+
+    def prepare(self, job: Job) -> None:
+        """Something of use to later jobs, for threads that are free until they begin; else left."""
+        pool = self._threads(2)
+        if pool is not None:
+            pool.submit(lambda: None if self._runs else job())
 
     def add(self, job: Job) -> None:
         """Something to be done, in any thread."""
-        if self._pool is None:
-            self._jobs.append((True, job))
-        else:
-            self._jobs.append((False, self._pool.submit(job).result))
+        self._jobs.append((True, job))
 
     def tell(self, told: Job) -> None:
         """Something to be called by who calls `run`, once all jobs before it are done."""
@@ -44,16 +58,11 @@ class LaterWork:
 
     def run(self) -> None:
         """Does everything; raises what the first job raised that failed, and drops the others."""
-        jobs, self._jobs = self._jobs, []
-        threads = min(MOST_THREADS, os.cpu_count() or 1, sum(is_job for is_job, _ in jobs))
-        if self._pool is None and threads > 1:
-            self._pool = ThreadPoolExecutor(threads, "load")
+        jobs, self._jobs, self._runs = self._jobs, [], True
         try:
-            if self._pool is not None:
-                jobs = [
-                    (False, self._pool.submit(job).result if is_job else job)
-                    for is_job, job in jobs
-                ]
+            pool = self._pool or self._threads(sum(is_job for is_job, _ in jobs))
+            if pool is not None:
+                jobs = [(False, pool.submit(job).result if is_job else job) for is_job, job in jobs]
             for _, wait in jobs:
                 wait()
         finally:
@@ -65,3 +74,11 @@ class LaterWork:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+        self._runs = False
+
+    def _threads(self, jobs: int) -> ThreadPoolExecutor | None:
+        """Threads for so many jobs at a time; None where one does them as well."""
+        threads = min(MOST_THREADS, os.cpu_count() or 1)
+        if self._pool is None and min(threads, jobs) > 1:
+            self._pool = ThreadPoolExecutor(threads, "load")
+        return self._pool
