@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +23,8 @@ from kernelforge_runtime.errors import ModelError
 PIECE_ELEMENTS: Final = 1 << 19
 """Of one pass: a few arrays of so many elements fit a processor's cache, and the passes are so long
 that threads seldom wait for the interpreter between them."""
+BLOCK_ELEMENTS: Final = 1 << 18
+"""Of bfloat16 on the way to float16, which takes several passes more."""
 SHARED_ELEMENTS: Final = 1 << 21
 """Matrices from this size on are shared among threads."""
 MOST_THREADS: Final = 4
@@ -31,7 +34,6 @@ _LEAST, _MOST = 0x3880, 0x477F  # bfloat16 bits of 2^-14 and of the last value b
 _LEAST_HALF = 0x400  # float16 bits of 2^-14
 _TWICE_LEAST, _TWICE_SPAN = np.uint16(2 * _LEAST), np.uint16(2 * (_MOST - _LEAST))
 _FOUR, _HALF_LEAST, _SIGN = np.uint16(4), np.uint16(_LEAST_HALF), np.uint16(0x8000)
-_SIXTEEN = np.uint32(16)
 
 
 class StoredMatrix:
@@ -172,47 +174,75 @@ class _Scratch(threading.local):
         self._words = np.empty((2, 0), np.uint16)
         self._flags = np.empty(0, np.bool_)
 
-    def of(
-        self, shape: tuple[int, ...]
-    ) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.bool_]]:
-        """Two arrays of words and one of flags."""
+    def words(self, shape: tuple[int, ...]) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+        """Two arrays of words."""
+        size = math.prod(shape)
+        if size > self._words.shape[1]:
+            self._words = np.empty((2, size), np.uint16)
+        one, two = (words[:size].reshape(shape) for words in self._words)
+        return one, two
+
+    def flags(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """An array of flags."""
         size = math.prod(shape)
         if size > len(self._flags):
-            self._words, self._flags = np.empty((2, size), np.uint16), np.empty(size, np.bool_)
-        one, two = (words[:size].reshape(shape) for words in self._words)
-        return one, two, self._flags[:size].reshape(shape)
+            self._flags = np.empty(size, np.bool_)
+        return self._flags[:size].reshape(shape)
 
 
 _SCRATCH = _Scratch()
 
 
+@cache
+def _halves() -> NDArray[np.uint16]:
+    """Float16 bits of every bfloat16, by its own bits."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond is refused, not looked up
+        exact = decode(np.arange(1 << 16, dtype=np.uint16), BF16)
+        return exact.astype(np.float16).view(np.uint16)
+
+
 def half_of_bfloat(raw: NDArray[np.uint16], target: NDArray[np.float16]) -> bool:
     """Rounds bfloat16 bits to float16, into `target`; False where one is beyond float16.
 
-    Most weights are normal numbers of both: their bits only move, and nothing is rounded. What is
-    smaller than 2^-14 goes through float32.
+    Most weights are normal numbers of both: their bits only move, and nothing is rounded. The few
+    that are smaller than 2^-14 are looked up.
 
     Args:
-        raw: [rows, columns], at least one column.
-        target: of the same shape.
+        raw: [rows, columns], in C order.
+        target: of the same shape; rows may lie apart.
     """
-    moved, signs, odd = _SCRATCH.of(raw.shape)
+    odd, moved = _SCRATCH.flags(raw.shape), target.view(np.uint16)
+    step = max(1, BLOCK_ELEMENTS // max(1, raw.shape[1]))
+    for start in range(0, len(raw), step):
+        rows = slice(start, start + step)
+        _move_bits(raw[rows], moved[rows], odd[rows])
+    return _look_up(raw, moved, odd)
+
+
+def _move_bits(raw: NDArray[np.uint16], target: NDArray[np.uint16], odd: NDArray[np.bool_]) -> None:
+    """Float16 bits of bfloat16 ones; `odd` where they are not normal numbers of float16."""
+    moved, signs = _SCRATCH.words(raw.shape)
     np.add(raw, raw, out=moved)  # without the sign
     np.subtract(moved, _TWICE_LEAST, out=moved)  # of smaller ones it wraps
     np.greater(moved, _TWICE_SPAN, out=odd)
     np.multiply(moved, _FOUR, out=moved)
     np.add(moved, _HALF_LEAST, out=moved)
     np.bitwise_and(raw, _SIGN, out=signs)
-    np.bitwise_or(moved, signs, out=target.view(np.uint16))
-    where = np.flatnonzero(odd)
-    if not len(where):
-        return True
-    bits = raw.reshape(-1)[where]
-    if int((bits & 0x7FFF).max()) > _MOST:
+    np.bitwise_or(moved, signs, out=target)
+
+
+def _look_up(raw: NDArray[np.uint16], target: NDArray[np.uint16], odd: NDArray[np.bool_]) -> bool:
+    """Puts right what is odd; False where it is too large."""
+    # Four at a time where that is possible: odd ones are looked for longer than looked up.
+    whole = raw.size % 4 == 0 and target.flags.c_contiguous
+    one: Any = np.uint64 if whole else np.uint16
+    where = np.flatnonzero(odd.reshape(-1).view(np.uint32) != 0 if whole else odd)
+    bits = raw.reshape(-1).view(one).take(where).view(np.uint16)
+    if int((bits & ~_SIGN).max(initial=0)) > _MOST:
         return False
-    found = (bits.astype(np.uint32) << _SIXTEEN).view(np.float32).astype(np.float16)
+    found = _halves().take(bits).view(one)
     if target.flags.c_contiguous:
-        target.reshape(-1)[where] = found
+        target.reshape(-1).view(one)[where] = found
     else:
         target[np.divmod(where, raw.shape[1])] = found
     return True

@@ -13,7 +13,7 @@ from kernelforge.convert import convert_checkpoint
 from kernelforge_runtime.errors import ModelError
 from kernelforge_runtime.model_identity import ModelHash
 from kernelforge_runtime.weights import open_checkpoint
-from kernelforge_runtime.weights.model_hash import ORIGIN_KEY, OWN_KEY, model_hash
+from kernelforge_runtime.weights.model_hash import ORIGIN_KEY, OWN_KEY, _text, model_hash
 from tests.models.checkpoints import random_rwkv7
 
 
@@ -47,6 +47,13 @@ def saved(path, target):
 
 
 FAMILY = ("own", "half", "wide", "brain", "copy")
+
+
+@pytest.mark.parametrize(
+    "items", [("blocks.0.att.w0", "bf16", [1, 1, 768]), ("a", []), ('é"\\', [3]), ("a b\n", [1])]
+)
+def test_what_is_said_of_a_tensor_is_json(items):
+    assert _text(*items) == json.dumps([*items]).encode()
 
 
 def test_conversions_have_one_origin_and_one_architecture(folder):

@@ -42,6 +42,28 @@ def test_every_bfloat_that_fits_is_rounded_as_by_way_of_float32():
     assert np.array_equal(found.view(np.uint16), decode(raw, BF16).astype("f2").view(np.uint16))
 
 
+@pytest.mark.parametrize("columns", [1, 3, 4, 6, 48])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_halves_are_the_same_in_blocks_of_any_size_and_rows_that_lie_apart(
+    columns, apart, at, monkeypatch
+):
+    monkeypatch.setattr(stored_matrix, "BLOCK_ELEMENTS", 50)
+    rng = np.random.default_rng(columns)
+    exact = rng.standard_normal(at + 37 * columns) * 10.0 ** rng.integers(-9, 3, at + 37 * columns)
+    raw = encode(exact.astype(np.float32), BF16)[at:].reshape(37, columns)
+    target = np.full((37, columns + 5 * apart), 7, np.float16)
+    assert half_of_bfloat(raw, target[:, :columns])
+    expected = decode(raw, BF16).astype(np.float16)
+    assert (np.abs(expected) < 2.0**-14).sum() > 10
+    assert np.array_equal(target[:, :columns].view(np.uint16), expected.view(np.uint16))
+    assert (target[:, columns:] == 7).all()
+    for wrong in (0x4780, 0xC780, 0x7F80, 0xFFFF):
+        damaged = raw.copy()
+        damaged[36, columns - 1] = wrong
+        assert not half_of_bfloat(damaged, target[:, :columns])
+
+
 def test_large_matrices_are_shared_among_threads_and_come_out_the_same(monkeypatch):
     monkeypatch.setattr(stored_matrix, "SHARED_ELEMENTS", 1000)
     raw = encode(values(331, 40), BF16)

@@ -100,7 +100,7 @@ class Checkpoint:
             packed = self._packed[name]
             return sum(4 * math.prod(e.shape) for e in (packed.weight, packed.scale))
         entry = self._entry(name)
-        return int(np.prod(entry.shape, dtype=np.int64)) * entry.stored.itemsize
+        return math.prod(entry.shape) * entry.stored.itemsize
 
     def raw(self, name: str) -> NDArray[Any]:
         """The stored elements without a copy: read-only, bf16 as uint16.

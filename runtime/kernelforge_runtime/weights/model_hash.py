@@ -15,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Final
+import re
+from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,7 @@ SAMPLE_BYTES = 1 << 16
 ORIGIN_KEY: Final = "kernelforge.converted_from"
 OWN_KEY: Final = "kernelforge.converted_to"
 """Metadata: without its own digest, which vouches for the other, a file has no origin."""
+_PLAIN: Final = re.compile(r"[A-Za-z0-9._]*")
 
 
 def model_hash(checkpoint: Checkpoint) -> ModelHash:
@@ -35,9 +38,9 @@ def model_hash(checkpoint: Checkpoint) -> ModelHash:
     digest, shapes = (hashlib.blake2b(digest_size=DIGEST_BYTES) for _ in range(2))
     for name in sorted(checkpoint):
         shape = checkpoint.shape(name)
-        about = json.dumps([name, checkpoint.dtype(name), list(shape)])
-        digest.update(len(about).to_bytes(4, "little") + about.encode())
-        shapes.update(json.dumps([name, list(shape)]).encode())
+        about = _text(name, checkpoint.dtype(name), [*shape])
+        digest.update(len(about).to_bytes(4, "little") + about)
+        shapes.update(_text(name, [*shape]))
         if not math.prod(shape):
             continue
         for piece in checkpoint.stored_rows(name, _sampled(checkpoint, name, shape)):
@@ -49,7 +52,19 @@ def model_hash(checkpoint: Checkpoint) -> ModelHash:
 
 def _sampled(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> NDArray[np.intp]:
     rows = math.prod(shape[:-1])
-    wanted = max(2, SAMPLE_BYTES * rows // checkpoint.nbytes(name))
+    return _spread(rows, max(2, SAMPLE_BYTES * rows // checkpoint.nbytes(name)))
+
+
+@lru_cache(maxsize=64)
+def _spread(rows: int, wanted: int) -> NDArray[np.intp]:
+    """So many rows, evenly spread, or all there are; a model's tensors have few shapes."""
     if wanted >= rows:
         return np.arange(rows)
     return np.linspace(0, rows - 1, wanted).astype(np.intp)
+
+
+def _text(*items: Any) -> bytes:
+    """A list as JSON; `items` are texts and one list of numbers."""
+    plain = all(_PLAIN.fullmatch(item) for item in items[:-1])
+    quoted = (f'"{item}", ' for item in items[:-1])
+    return ("[" + "".join(quoted) + f"{items[-1]}]" if plain else json.dumps([*items])).encode()
