@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from kernelforge_runtime.dtypes import BF16, DTYPES, F16, F32, DType, decode, encode
 from kernelforge_runtime.errors import ModelError
 
-PIECE_ELEMENTS: Final = 1 << 19
+PIECE_ELEMENTS: Final = 1 << 20
 """Of one pass: a few arrays of so many elements fit a processor's cache, and the passes are so long
 that threads seldom wait for the interpreter between them."""
 BLOCK_ELEMENTS: Final = 1 << 18

@@ -42,54 +42,40 @@ class Loaded:
     pipeline_seconds: float
 
 
-class Loading:
-    """Loads one model. Threads begin with what needs no place yet; use it as a context manager."""
+def load_weights(
+    file: ModelFile,
+    ops: VulkanOps,
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    kernels: Iterable[Selection],
+    progress: OnLoad | None = None,
+) -> Loaded:
+    """Packs and uploads everything; meanwhile makes pipelines that the first step will want.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self._work = LaterWork()
-        self._turns = taking_turns()
-
-    def __enter__(self) -> Loading:
-        self._turns.__enter__()
-        self._hash = self._work.begin(partial(model_hash, self._checkpoint))  # long
-        return self
-
-    def __exit__(self, *raised: Any) -> None:
-        try:
-            self._work.drop()
-        finally:
-            self._turns.__exit__(*raised)
-
-    def weights(
-        self,
-        file: ModelFile,
-        ops: VulkanOps,
-        config: ModelConfig,
-        kernels: Iterable[Selection],
-        progress: OnLoad | None = None,
-    ) -> Loaded:
-        """Packs and uploads everything; meanwhile makes pipelines that the first step will want.
-
-        Args:
-            file: knows the tensors.
-            ops: takes them.
-            config: of the model.
-            kernels: of the first step; one that cannot be had is left for the step to complain of.
-            progress: told after each matrix and table.
-        """
-        begun, spent = time.perf_counter(), list[float]()
-        if progress is not None:
-            ops.store.on_upload = counting(self._checkpoint, progress)
-        for module, room in _modules(kernels):
-            self._work.begin(partial(_prepare, ops, module, room, spent))
-        ops.store.later = self._work
-        try:
-            weights = file.load(ops, self._checkpoint, config)
-            self._work.run()
-        finally:
-            ops.store.later = None
-        return Loaded(weights, self._hash(), time.perf_counter() - begun, sum(spent))
+    Args:
+        file: knows the tensors.
+        ops: takes them.
+        checkpoint: has them.
+        config: of the model.
+        kernels: of the first step; one that cannot be had is left for the step to complain of.
+        progress: told after each matrix and table.
+    """
+    begun, spent = time.perf_counter(), list[float]()
+    work = ops.store.later = LaterWork()
+    if progress is not None:
+        ops.store.on_upload = counting(checkpoint, progress)
+    try:
+        with taking_turns():
+            for module, room in _modules(kernels):
+                work.begin(partial(_prepare, ops, module, room, spent))
+            weights = file.load(ops, checkpoint, config)
+            # Not before: half of it is Python, which two threads get through in more time than one.
+            found = work.begin(partial(model_hash, checkpoint))
+            work.run()
+    finally:
+        work.drop()
+        ops.store.later = None
+    return Loaded(weights, found(), time.perf_counter() - begun, sum(spent))
 
 
 def _modules(kernels: Iterable[Selection]) -> list[tuple[ShaderModule, int]]:

@@ -15,7 +15,7 @@ from kernelforge_runtime.models.device_choice import MOST_PENALTIES, Choice
 from kernelforge_runtime.models.formats import activation_format, formats_of
 from kernelforge_runtime.models.inputs import Rows, check_batch, check_inputs, state_or_new
 from kernelforge_runtime.models.int8_dot import Int8Report
-from kernelforge_runtime.models.loading import Loading, OnLoad
+from kernelforge_runtime.models.loading import OnLoad, load_weights
 from kernelforge_runtime.models.observed import ObservedStep
 from kernelforge_runtime.models.planned import Output
 from kernelforge_runtime.models.preflight import Preflight
@@ -73,19 +73,11 @@ class Model(SubmittedSteps):
         self.activations = activation_format(activations, self.config)
         how = device, kernels, self.activations
         kept = {"prefix cache": prefix_cache} if prefix_cache else {}
-        with Loading(checkpoint) as loading:
-            self._preflight = Preflight(
-                self._file, checkpoint, self.config, *how, slots, chunk, hooks, kept
-            )
-            self.needs = self._preflight.require(self.formats)
-            self._load(loading, checkpoint, slots, progress)
-
-    def _load(
-        self, loading: Loading, checkpoint: Checkpoint, slots: int, progress: OnLoad | None
-    ) -> None:
-        """Takes the memory that was reckoned, and fills it."""
-        device = self.device
-        self._ops = VulkanOps(device, self.kernels, self.formats, self.activations)
+        self._preflight = Preflight(
+            self._file, checkpoint, self.config, *how, slots, chunk, hooks, kept
+        )
+        self.needs = self._preflight.require(self.formats)
+        self._ops = VulkanOps(device, kernels, self.formats, self.activations)
         self._ops.store.layouts_of = self._preflight.layouts_of
         self._ops.store.arena.planned = list(self.needs.blocks)
         self._steps: dict[tuple[StepSize, Output], Step] = {}
@@ -99,8 +91,8 @@ class Model(SubmittedSteps):
         """What came of int8 dot products, where they were asked for."""
         try:
             with self._preflight.explaining(self.needs):
-                self.loaded = loading.weights(
-                    self._file, self._ops, self.config, self._preflight.first, progress
+                self.loaded = load_weights(
+                    self._file, self._ops, checkpoint, self.config, self._preflight.first, progress
                 )
                 self._weights, self.hash = self.loaded.weights, self.loaded.hash
                 self._weight_bytes = self._ops.store.arena.nbytes

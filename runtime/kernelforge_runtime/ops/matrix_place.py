@@ -30,11 +30,11 @@ from kernelforge_runtime.vk import BufferSlice
 
 AT_ONCE = 1 << 21
 """Weights that are copied at a time to memory that the host cannot see."""
-CACHED_ELEMENTS = 1 << 19
+CACHED_ELEMENTS = 1 << 20
 """Weights that are packed at a time into memory that it sees: they stay in the processor's cache.
-In that of one core alone half as many would; but passing the interpreter on takes longer then."""
+In that of one core alone a quarter would; but passing the interpreter on takes longer then."""
 
-MOST_KEPT_BYTES = 1 << 21
+MOST_KEPT_BYTES = 1 << 22
 """Of the rows that a thread packs from: more are given back at once."""
 
 
