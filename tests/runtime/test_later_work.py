@@ -60,6 +60,18 @@ def test_what_is_to_begin_does_so_at_once_and_gives_what_it_found(threads, monke
     assert found() == 7
 
 
+def test_what_is_to_begin_is_done_at_the_end_even_where_no_thread_was_free(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    work, done = LaterWork(), []
+    found = [
+        work.begin(lambda number=number: time.sleep(0.05) or done.append(number) or number)
+        for number in range(8)
+    ]
+    work.run()
+    assert sorted(done) == [*range(8)]
+    assert [wait() for wait in found] == [*range(8)]
+
+
 def test_what_fails_once_it_began_is_told_to_who_waits_for_it_alone(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     work, done = LaterWork(), []

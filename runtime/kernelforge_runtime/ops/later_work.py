@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from typing import Any, Final, TypeVar
 
 Job = Callable[[], object]
 T = TypeVar("T")
@@ -28,7 +29,7 @@ class LaterWork:
     def __init__(self) -> None:
         self._jobs: list[tuple[bool, Job]] = []
         self._pool: ThreadPoolExecutor | None = None
-        self._runs = False
+        self._runs, self._begun = False, list[Future[Any]]()
 
     def begin(self, job: Callable[[], T]) -> Callable[[], T]:
         """Something that a thread begins with as soon as one is free, or that is done at once.
@@ -38,7 +39,8 @@ class LaterWork:
         """
         pool = self._threads(2)
         if pool is not None:
-            return pool.submit(job).result
+            self._begun.append(pool.submit(job))
+            return self._begun[-1].result
         found = job()
         return lambda: found
 
@@ -65,12 +67,14 @@ class LaterWork:
                 jobs = [(False, pool.submit(job).result if is_job else job) for is_job, job in jobs]
             for _, wait in jobs:
                 wait()
+            wait_for(self._begun)  # what they raise is for whoever asks for what they gave
         finally:
             self.drop()
 
     def drop(self) -> None:
         """Forgets what was not begun, and waits for what was; nothing where all is done."""
         self._jobs.clear()
+        self._begun.clear()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
