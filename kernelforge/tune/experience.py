@@ -1,8 +1,7 @@
-"""What other devices know about a recorded space, and how far that may be trusted.
+"""What other devices know about a recorded space.
 
 Where a space was recorded on other devices, more is known than a few winners: how every single
-configuration did there. Of this a search can learn as it goes on how far it holds (`transfer`),
-and devices that were recorded can be held against each other before anything is measured.
+configuration did there. Of this a search can learn as it goes on how far it holds (`transfer`).
 """
 
 from __future__ import annotations
@@ -21,13 +20,6 @@ from kernelforge.tune.recorded import RecordedSpace
 
 Floats = NDArray[np.float64]
 
-PROBES = 2
-"""Configurations of the portfolio that must prove themselves before the rest of it is believed."""
-DRAWS = 8
-"""Random draws that such probes have to beat on a device, for it to be counted as well served."""
-MOSTLY = 0.75
-"""Share of the devices that have to be, for the others' word to be trusted from the start."""
-
 
 @dataclass(frozen=True)
 class Experience:
@@ -37,13 +29,10 @@ class Experience:
         logs: [devices, configurations] logarithm of how many times as long as the device's best
             each took; the worst of the device where it failed, the median where it was not tried.
         members: numbers of the configurations to try, those that cover most first.
-        trusted: whether most of these devices are served better by what the others know than by
-            chance. Never with a single one: nothing tells then.
     """
 
     logs: Floats
     members: tuple[int, ...]
-    trusted: bool
 
     @property
     def mean(self) -> Floats:
@@ -81,8 +70,9 @@ def experience_of(
 
 def experience_from(logs: Floats, encoded: Encoded, most: int) -> Experience:
     """The same from the logarithms themselves; see `Experience.logs`."""
-    members = _cover(np.exp(-logs), encoded, most)
-    return Experience(logs, tuple(members), _agree(logs, encoded))
+    shares = np.exp(-logs)
+    none, same = np.zeros(len(shares)), np.ones(len(shares))
+    return Experience(logs, tuple(cover(shares, none, same, encoded.codes, most)))
 
 
 def _row(configs: Sequence[frozenset[tuple[str, object]]], other: RecordedSpace) -> Floats | None:
@@ -95,26 +85,3 @@ def _row(configs: Sequence[frozenset[tuple[str, object]]], other: RecordedSpace)
     if np.isnan(row).all():
         return None
     return np.where(np.isnan(row), np.nanmedian(row), row)
-
-
-def _cover(shares: Floats, encoded: Encoded, most: int) -> list[int]:
-    none, same = np.zeros(len(shares)), np.ones(len(shares))
-    return cover(shares, none, same, encoded.codes, most)
-
-
-def _agree(logs: Floats, encoded: Encoded) -> bool:
-    """Whether on most devices the others' probes do better than `DRAWS` random draws."""
-    if len(logs) < 2:
-        return False
-    shares, served = np.exp(-logs), 0
-    for place, own in enumerate(shares):
-        probes = _cover(np.delete(shares, place, axis=0), encoded, PROBES)
-        served += bool(own[probes].max() > _expected_best(own, DRAWS))
-    return served >= MOSTLY * len(logs)
-
-
-def _expected_best(shares: Floats, draws: int) -> float:
-    """Of so many draws with replacement."""
-    ordered = np.sort(shares)
-    chances = np.power(np.arange(1, len(ordered) + 1) / len(ordered), draws)
-    return float(np.diff(chances, prepend=0.0) @ ordered)

@@ -6,17 +6,16 @@ functions of what was tried alone:
 * The search is at first the unguided one, trial by trial. The guide begins once the times that
   were measured go with those of the other devices: as logarithms, where a few slow ones weigh
   most, and in their order, where all weigh the same.
-* That other devices agree with each other says nothing of this one. Where most of them do, such
-  likeness has to be found here as well, but need not be beyond doubt; where they do not, or where
-  there is a single one, it does.
+* However well other devices agree with each other, that says nothing of this one: only what was
+  measured here does.
 * What the guide brings must be faster than everything else, by half of what was promised or more.
 * Of any first n trials at most 70 % are the guide's.
 * Once anything else is as fast as all that the guide brought, it is asked no more; nor once a few
   of its turns in succession brought nothing faster. What it knows is exhausted then, and the best
   of this device may lie elsewhere.
 
-A guide that never begins costs nothing; one that is given up cost what it tried, which is a probe
-or two mostly.
+A guide that never begins costs nothing; one that is given up cost what it tried, which is a single
+probe mostly.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ from numpy.typing import NDArray
 
 from kernelforge.tune.acquisition import RANDOM_FIRST, Proposer
 from kernelforge.tune.encoded import Encoded, Floats
-from kernelforge.tune.experience import PROBES, Experience
+from kernelforge.tune.experience import Experience
 from kernelforge.tune.seeded import MOST_SEEDED
 from kernelforge.tune.transfer import Transfer
 
 ALIKE = math.sqrt(0.5)
 """Correlation of times here and elsewhere from which the guide begins: other devices tell half of
 how times vary here. Where they tell less, their best is mostly no better than what the search would
-find by itself, and costs a trial."""
-FEWEST, BEYOND = 6, 1.0
-"""Where devices that agree do not stand behind it: measurements it takes, for among fewer chance
-makes nearly any likeness, and standard errors that it has to be above."""
+find by itself, and costs a trial. It has to be a standard error above: the fewer measurements, the
+more alike they must be."""
+FEWEST = 6
+"""Measurements that tell likeness; among fewer, chance makes nearly any of it."""
 IN_VAIN = 8
 """Turns in succession after which a guide that brings nothing faster has said what it knows."""
 KEPT = 0.5
@@ -57,7 +56,7 @@ class GuidedProposer:
         own: proposes everything else.
         encoded: the set.
         experience: what other devices know about it.
-        random_first: measurements before the guide may begin, if not `FEWEST`.
+        random_first: measurements before the guide may begin; `FEWEST` at the least.
     """
 
     def __init__(
@@ -70,7 +69,6 @@ class GuidedProposer:
         self._own, self._experience, self._random_first = own, experience, random_first
         self._transfer = Transfer(encoded, experience.logs)
         self._mean = experience.mean
-        self._probes = min(PROBES, len(experience.logs), len(experience.members))
 
     def copy(self) -> GuidedProposer:
         """One that may be asked without this one learning from it."""
@@ -93,11 +91,9 @@ class GuidedProposer:
 
     def begin(self, seen: Mapping[int, float | None]) -> int | None:
         """Number of the trial, from 0, at which the guide begins; None if it did not yet."""
-        fewest, beyond = self._random_first, 0.0
-        if not self._experience.trusted:
-            fewest, beyond = max(fewest, FEWEST), BEYOND
         times = np.array([math.inf if t is None else t for t in seen.values()])
         works = np.flatnonzero(np.isfinite(times) & (times > 0))
+        fewest = max(self._random_first, FEWEST)
         if len(works) < fewest:
             return None
         here, there = np.log(times[works]), self._mean[np.array(list(seen))[works]]
@@ -106,18 +102,18 @@ class GuidedProposer:
         both = np.cumsum(here * there) - np.cumsum(here) * np.cumsum(there) / counts
         spread = np.sqrt(_spread(here, counts) * _spread(there, counts))
         alike = np.divide(both, spread, out=np.zeros(len(works)), where=spread > 1e-12)
-        likely = _are_alike(alike, counts, beyond)
+        likely = _are_alike(alike, counts)
         likely[: fewest - 1] = False
         for last in np.flatnonzero(likely):
             ranks = _ranks(here[: last + 1]), _ranks(there[: last + 1])
-            if _are_alike(np.asarray(_correlation(*ranks)), counts[last], beyond):
+            if _are_alike(np.asarray(_correlation(*ranks)), counts[last]):
                 return int(works[last]) + 1
         return None
 
     def _is_guided(self, number: int, begin: int) -> bool:
         """Whether the trial of a number, from 0, is the guide's."""
-        if number <= begin + 2 * (self._probes - 1):
-            return number >= begin and (number - begin) % 2 == 0
+        if number <= begin:
+            return number == begin
         most, of = MOST_SEEDED
         return (number + 1) * most // of > number * most // of
 
@@ -125,25 +121,24 @@ class GuidedProposer:
         self, seen: Mapping[int, float | None], untried: NDArray[np.bool_], rng: np.random.Generator
     ) -> int:
         members = self._experience.members
-        left = [index for index in members if index not in seen]
-        if len(members) - len(left) < self._probes:
-            return left[0]
+        if not any(index in seen for index in members):
+            return members[0]
         times = {index: time for index, time in seen.items() if time is not None}
         return self._transfer.propose(times, untried, rng)
 
     def given_up(self, seen: Mapping[int, float | None], begin: int) -> bool:
-        """Whether, after the probes, the guide had been caught up with or had nothing to add."""
+        """Whether, after its probe, the guide had been caught up with or had nothing to add."""
         guided: _Best = (math.inf, -1)
         others: _Best = (math.inf, -1)
-        brought = in_vain = 0
+        brought, in_vain = False, 0
         for number, (index, time) in enumerate(seen.items()):
             one = (math.inf if time is None else time, index)
             if self._is_guided(number, begin):
                 in_vain = 0 if one < min(guided, others) else in_vain + 1
-                guided, brought = min(guided, one), brought + 1
+                guided, brought = min(guided, one), True
             else:
                 others = min(others, one)
-            if brought >= self._probes and not self._leads(guided, others):
+            if brought and not self._leads(guided, others):
                 return True
             if in_vain >= IN_VAIN:
                 return True
@@ -175,11 +170,11 @@ def _correlation(a: Floats, b: Floats) -> float:
     return float(a @ b) / spread if spread > 1e-12 else 0.0
 
 
-def _are_alike(found: Floats, counts: Floats, beyond: float) -> NDArray[np.bool_]:
-    """Which correlations of so many pairs each are so many standard errors above `ALIKE`.
+def _are_alike(found: Floats, counts: Floats) -> NDArray[np.bool_]:
+    """Which correlations of so many pairs each are a standard error above `ALIKE`.
 
     By Fisher's transformation: its standard error is one over the root of three less than n.
     """
     error = 1.0 / np.sqrt(np.maximum(counts - 3.0, 1e-12))
     found = np.arctanh(np.clip(found, -0.999999, 0.999999))
-    return np.asarray(found - beyond * error >= math.atanh(ALIKE), np.bool_)
+    return np.asarray(found - error >= math.atanh(ALIKE), np.bool_)
