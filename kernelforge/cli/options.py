@@ -52,15 +52,14 @@ def count(text: str) -> int:
 
 
 def size(text: str) -> int:
-    """A number of bytes such as 1000, 64MiB or 1.5GiB, for `type=`."""
-    found = re.fullmatch(
-        r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]i?)?B?", text, re.ASCII | re.IGNORECASE
-    )
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 64MiB or 2GiB")
-    unit = (found[2] or "").upper()
-    base = 1024 if unit.endswith("I") else 1000
-    return int(float(found[1]) * base ** (" KMGT".index(unit[0]) if unit else 0))
+    """0, or a number of bytes as --memory takes it, for `type=`."""
+    from kernelforge_runtime.errors import DeviceError
+    from kernelforge_runtime.vk.memory import parse_bytes
+
+    try:
+        return 0 if re.fullmatch(r"0 ?([KMGT]i?)?B?", text) else parse_bytes(text)
+    except DeviceError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 64MiB or 2GiB") from None
 
 
 def _part(text: str) -> float:

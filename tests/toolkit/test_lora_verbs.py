@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kernelforge_runtime as kf
-from kernelforge.cli.main import main
+from kernelforge.cli.main import main, parser_of
 from kernelforge.convert import convert_checkpoint
 from kernelforge_runtime.quantize import dequantize
 from kernelforge_runtime.weights import open_checkpoint
@@ -148,6 +148,17 @@ def test_batch_reads_what_prompts_share_once(base, capsys):
     small = told("--prefix-cache", "100KiB")["stats"]["prefix_cache"]
     assert small["evicted"] > 0
     assert small["nbytes"] <= 100 << 10
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [("0", 0), ("0MiB", 0), ("500M", 500 << 20), ("5kB", 5000), ("1.5GiB", 3 << 29), ("12", 12)],
+)
+def test_a_caches_size_is_written_as_that_of_the_memory(text, nbytes):
+    parser, _ = parser_of("batch")
+    args = parser.parse_args(["m", f"--prefix-cache={text}", f"--memory={text if nbytes else 1}"])
+    assert args.prefix_cache == nbytes
+    assert args.memory == nbytes or nbytes == 0
 
 
 @pytest.mark.parametrize("size", ["much", "-1", "1 XB", "", "1e3", "9" * 30])
