@@ -71,6 +71,16 @@ def test_a_load_that_fails_leaves_the_devices_limit_as_it_was(path, device):
         model.forward([1], {})
 
 
+@pytest.mark.vulkan
+@pytest.mark.parametrize("slots", [0, -1, 257, 1.5, "2", None, True, 10**400])
+def test_slots_that_no_model_has_are_refused_in_one_line(path, device, slots):
+    before = device.memory.used
+    with pytest.raises(kf.KernelForgeError, match="slots: a model has a whole number") as found:
+        kf.load_model(path, device, slots=slots)
+    assert len(str(found.value)) < 120
+    assert device.memory.used == before
+
+
 def test_a_device_is_opened_first(path):
     with pytest.raises(kf.KernelForgeError, match=r"pass what open_device\('llvmpipe'\) gives"):
         kf.load_model(path, "llvmpipe")

@@ -334,7 +334,7 @@ def test_another_models_state_is_refused(model, tmp_path):
 
 @pytest.mark.parametrize(
     ("slots", "chunk", "says"),
-    [(0, 8, "take some"), (300, 256, "load it with more"), (4, 3, "take 4"), (2, 257, "to 256")],
+    [(0, 8, "take some"), (300, 256, "take some"), (4, 3, "take 4"), (2, 257, "to 256")],
 )
 def test_an_engine_that_cannot_be_is_refused(model, slots, chunk, says):
     with pytest.raises(RequestError, match=says):

@@ -88,6 +88,17 @@ def test_a_fork_says_no_more_than_it_may(model):
     assert longer.tokens == alone(model, "In the", 8).tokens
 
 
+def test_a_prompt_that_ran_alone_is_gone_on_with_from_its_state(model):
+    engine = kf.Engine(model)
+    request = engine.submit("In th", 0, GREEDY, keep_state=True)
+    finished(engine)
+    with pytest.raises(RequestError, match="has run its prompt alone, with max_tokens 0"):
+        engine.fork(request, max_tokens=4)
+    further = engine.submit("e", 4, GREEDY, state=request.state)
+    finished(engine)
+    assert further.tokens == alone(model, "In the", 4).tokens
+
+
 def test_what_ended_at_a_stop_string_is_not_gone_on_with(model):
     text = alone(model, "In the", 9).text
     engine = kf.Engine(model)

@@ -79,6 +79,11 @@ def check_fork(
     name = f"request {request.id}"
     if request.state is None and request.reason is not None:
         raise ModelError(f"{name} has ended without its state: ask to keep it")
+    if request.reason == "length" and not request.terms.max_tokens:
+        raise ModelError(
+            f"{name} has run its prompt alone, with max_tokens 0, and what follows was not "
+            "computed: submit what comes next from its state"
+        )
     if request.reason == "stop" or not (len(request.pending) or follows):
         raise ModelError(f"{name} has ended its text: nothing follows")
     said = len(request.tokens)

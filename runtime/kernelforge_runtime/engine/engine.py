@@ -101,7 +101,7 @@ class Engine(Stepping):
         if not 1 <= self.slots <= model.slots:
             raise RequestError(
                 f"an engine of {self.slots} slots: this model has 1 to {model.slots}; "
-                + ("load it with more" if self.slots > 0 else "take some of them")
+                + ("load it with more" if self.slots in range(1, max(BUCKETS) + 1) else "take some")
             )
         if not self.slots <= chunk <= max(BUCKETS):
             raise RequestError(

@@ -6,10 +6,12 @@ their values.
 
 from __future__ import annotations
 
+import reprlib
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge_runtime.errors import ModelError
@@ -40,8 +42,12 @@ class ResidentStates:
         slots: int,
         model: str | None = None,
     ) -> None:
-        if not 1 <= slots <= max(BUCKETS):
-            raise ModelError(f"{slots} slots: a model has 1 to {max(BUCKETS)}")
+        whole = isinstance(slots, (int, np.integer)) and not isinstance(slots, bool)
+        if not whole or not 1 <= slots <= max(BUCKETS):
+            said = reprlib.repr(slots)
+            raise ModelError(
+                f"{said} slots: a model has a whole number of them, 1 to {max(BUCKETS)}"
+            )
         self.device, self.config, self.slots = device, config, slots
         self._model = model
         self.watched = False
