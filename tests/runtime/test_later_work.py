@@ -87,39 +87,6 @@ def test_what_fails_once_it_began_is_told_to_who_waits_for_it_alone(monkeypatch)
         found()
 
 
-def test_what_only_prepares_is_done_by_free_threads_and_left_once_the_work_runs(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    work, prepared, both, go = LaterWork(), threading.Event(), threading.Barrier(3), []
-    work.prepare(prepared.set)
-    assert prepared.wait(30)
-
-    def busy():
-        both.wait(30)
-        assert released.wait(30)
-
-    released = threading.Event()
-    work.begin(busy)
-    work.begin(busy)
-    both.wait(30)  # no thread is free any more
-    work.prepare(lambda: go.append("prepared"))
-    work.add(lambda: go.append("done"))
-    work.tell(lambda: go.append("told"))
-    timer = threading.Timer(0.2, released.set)
-    timer.start()
-    work.run()
-    timer.join()
-    assert go == ["done", "told"]
-
-
-def test_one_thread_prepares_nothing_as_it_comes_to_the_work_as_soon(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
-    work, done = LaterWork(), []
-    work.prepare(lambda: done.append("prepared"))
-    work.add(lambda: done.append("done"))
-    work.run()
-    assert done == ["done"]
-
-
 def test_dropped_work_is_not_begun_and_what_runs_is_waited_for(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     work, begun, done = LaterWork(), threading.Barrier(3), []

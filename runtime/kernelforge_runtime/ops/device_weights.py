@@ -148,10 +148,7 @@ class DeviceWeights:
         work = LaterWork() if self.later is None or made else self.later
         step = max(1, JOB_ELEMENTS // (place.step * k)) * place.step
         for first in range(0, rows, step):
-            end = min(first + step, rows)
-            if work is self.later:
-                work.prepare(partial(place.expect, first, end))
-            work.add(partial(place.fill, parts, first, end))
+            work.add(partial(place.fill, parts, first, min(first + step, rows)))
         if work is not self.later:
             work.run()
 

@@ -22,14 +22,14 @@ MOST_THREADS: Final = 4
 class LaterWork:
     """Jobs in order, each of its own: none may need what another one does.
 
-    Threads do not begin with them before `run`, but for those that are given to `begin` and
-    `prepare`; `drop` ends it where there is no `run`.
+    Threads do not begin with them before `run`, but for those that are given to `begin`; `drop`
+    ends it where there is no `run`.
     """
 
     def __init__(self) -> None:
         self._jobs: list[tuple[bool, Job]] = []
         self._pool: ThreadPoolExecutor | None = None
-        self._runs, self._begun = False, list[Future[Any]]()
+        self._begun: list[Future[Any]] = []
 
     def begin(self, job: Callable[[], T]) -> Callable[[], T]:
         """Something that a thread begins with as soon as one is free, or that is done at once.
@@ -44,12 +44,6 @@ class LaterWork:
         found = job()
         return lambda: found
 
-    def prepare(self, job: Job) -> None:
-        """Something of use to later jobs, for threads that are free until they begin; else left."""
-        pool = self._threads(2)
-        if pool is not None:
-            pool.submit(lambda: None if self._runs else job())
-
     def add(self, job: Job) -> None:
         """Something to be done, in any thread."""
         self._jobs.append((True, job))
@@ -60,7 +54,7 @@ class LaterWork:
 
     def run(self) -> None:
         """Does everything; raises what the first job raised that failed, and drops the others."""
-        jobs, self._jobs, self._runs = self._jobs, [], True
+        jobs, self._jobs = self._jobs, []
         try:
             pool = self._pool or self._threads(sum(is_job for is_job, _ in jobs))
             if pool is not None:
@@ -78,7 +72,6 @@ class LaterWork:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
-        self._runs = False
 
     def _threads(self, jobs: int) -> ThreadPoolExecutor | None:
         """Threads for so many jobs at a time; None where one does them as well."""

@@ -88,20 +88,6 @@ class MatrixPlace:
         self.is_seen = self._memory is not None
         at_once = CACHED_ELEMENTS if self.is_seen else AT_ONCE
         self.step, self._pitch = rows_at_once(rows, k, form, layouts, at_once)
-        self._expected: set[int] = set()
-
-    def expect(self, first: int, end: int) -> None:
-        """Says that these rows, of which `fill` is to be told, are about to be written.
-
-        Args:
-            first: a multiple of `step`.
-            end: another, or the number of rows.
-        """
-        if first in self._expected:
-            return
-        self._expected.add(first)
-        begin, behind = (self._form.nbytes(row * self._pitch) for row in (first, end))
-        self._piece.buffer.expect(self._piece.offset + begin, behind - begin)
 
     def fill(self, parts: Sequence[PlacedRows], first: int, end: int) -> None:
         """Writes some rows: those of the parts, and zeros where no part is.
@@ -114,7 +100,8 @@ class MatrixPlace:
         Raises:
             ModelError: weights are not finite, or do not fit the format.
         """
-        self.expect(first, end)
+        begin, behind = (self._form.nbytes(row * self._pitch) for row in (first, end))
+        self._piece.buffer.expect(self._piece.offset + begin, behind - begin)
         for low in range(first, end, self.step):
             high = min(low + self.step, end)
             plain = self._own_rows(low, high)
