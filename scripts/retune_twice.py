@@ -1,6 +1,6 @@
 """Tune problems twice from nothing and time the two winners side by side.
 
-    python scripts/retune_twice.py --device llvmpipe gemv/f16:M=768,K=768 wkv7/f32:T=1,H=12
+    python scripts/retune_twice.py --device llvmpipe gemv/f16:M=768,K=768 wkv7/f32:T=1,H=12,N=64,B=1
 
 Each problem is tuned with two seeds, without warm start or portfolio, in temporary folders; then
 the two winners take turns. Prints the ratio of the slower to the faster one; 1.05 is the goal. Ends

@@ -61,7 +61,7 @@ def run_finals(
 
 def _timed(start: Measurement, turns: Turns | None, lost: LostError | None) -> Measurement:
     if lost is not None:
-        return _lost(start, lost)
+        return as_lost(start, lost)
     if turns is None:
         return start
     error = statistics.median_error(turns.samples_ns)
@@ -78,10 +78,12 @@ def _timed(start: Measurement, turns: Turns | None, lost: LostError | None) -> M
     )
 
 
-def _lost(start: Measurement, error: LostError) -> Measurement:
+def as_lost(start: Measurement, error: LostError) -> Measurement:
+    """What becomes of a finalist that ended the process it ran in, or hung it."""
     log.warning("%s was fast but is lost: %s", start.variant, error)
     return replace(
         start,
+        phase="final",
         outcome=error.outcome,
         reason=str(error),
         note=ENDED if error.outcome in LOSSES else "",
@@ -114,6 +116,8 @@ def _verified(
 ) -> tuple[Measurement, ShaderModule | None]:
     """The start of a final measurement, and its module where the result was right."""
     earlier = next((c for c in candidates if c.variant == name), None)
+    if earlier is not None and not earlier.ok:  # lost in the heat
+        return earlier, None
     params = bench.family.space.normalise(Variant.parse(name).values)
     blank = earlier or bench.describe(params)
     # The default may be a finalist that was never a trial: its hashes are not known yet.
@@ -135,7 +139,7 @@ def _verified(
     except DeviceLostError:
         raise
     except LostError as error:
-        return _lost(blank, error), None
+        return as_lost(blank, error), None
     except CompileError as error:
         return replace(blank, outcome=Outcome.COMPILE_FAILED, reason=str(error)), None
     except (SpaceError, PlanError, DeviceError) as error:

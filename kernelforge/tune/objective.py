@@ -242,17 +242,6 @@ def first_good(found: Sequence[Measurement], winner: str) -> int:
     return next(i for i, m in enumerate(found, 1) if m.ok and m.time_ns <= best / GOOD)
 
 
-def best_distinct(found: Sequence[Measurement], count: int) -> list[Measurement]:
-    """The fastest `count` good measurements that are different programs, fastest first."""
-    chosen: list[Measurement] = []
-    for measurement in sorted((m for m in found if m.ok), key=lambda m: m.time_ns):
-        if len(chosen) == count:
-            break
-        if all(measurement.spirv_sha256 != c.spirv_sha256 for c in chosen):
-            chosen.append(measurement)
-    return chosen
-
-
 def describe_failures(found: Sequence[Measurement]) -> str:
     """`3 WRONG_RESULT (reason of the first), ...`: what became of trials that are not OK."""
     by_outcome: dict[Outcome, list[Measurement]] = {}

@@ -29,11 +29,11 @@ from kernelforge.measure.timed_problem import Effort
 from kernelforge.render import render
 from kernelforge.tune.budget import Budget, Deadline, share
 from kernelforge.tune.every_layout import SHARE, LayoutTrials, with_every_layout
+from kernelforge.tune.finalists import finalists_of
 from kernelforge.tune.finals import choose, run_finals
 from kernelforge.tune.journal import Journal
 from kernelforge.tune.last_one import LeftError, add_missing, finals_once, present
 from kernelforge.tune.objective import (
-    best_distinct,
     describe_failures,
     first_good,
     measured_trials,
@@ -265,7 +265,7 @@ def _finals(
 ) -> list[Measurement]:
     """The finals of everything that was measured by now, by whichever worker."""
     family, precision, found = bench.family, bench.precision, search.corrected()
-    finalists = best_distinct(found, budget.finalists)
+    finalists = finalists_of(bench, found, budget.finalists)
     if not finalists:
         raise TuneError(
             f"no variant of {family.name} {precision} gives a right result at {bench.problem} on "

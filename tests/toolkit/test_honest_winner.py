@@ -13,9 +13,9 @@ import pytest
 from kernelforge.measure.measurement import Measurement
 from kernelforge.measure.side_by_side import MOST_ROUNDS
 from kernelforge.tune.budget import Budget
+from kernelforge.tune.finalists import finalists_of
 from kernelforge.tune.finals import choose, run_finals
 from kernelforge.tune.journal import Journal
-from kernelforge.tune.objective import best_distinct
 from kernelforge.tune.sampler import EnumeratedSampler
 from kernelforge.tune.search import Search
 from kernelforge_runtime.abi.problem import Problem
@@ -44,7 +44,7 @@ def tuned(noise: Noise, seed: int, folder: Path) -> tuple[SimulatedBench, list[M
     budget = Budget(12)
     search = Search(study, sampler, bench, Journal(folder / "journal.jsonl"), default, budget)
     search.run()
-    candidates = best_distinct(search.corrected(), budget.finalists)
+    candidates = finalists_of(bench, search.corrected(), budget.finalists)
     bench.slowdowns.clear()
     return bench, run_finals(bench, candidates, default, budget.rounds, 4.0)
 
