@@ -18,7 +18,6 @@ from kernelforge.cli.progress import ProgressBar
 if TYPE_CHECKING:
     from kernelforge.tune.pareto import Front, Point
     from kernelforge_runtime.models import Model
-    from kernelforge_runtime.plan import open_kernels
     from kernelforge_runtime.text import Tokenizer
 
 FILE = "pareto.json"
@@ -64,6 +63,7 @@ def choose_format(args: argparse.Namespace, output: Output) -> int:
     from kernelforge_runtime.errors import ModelError
     from kernelforge_runtime.models import load_model
     from kernelforge_runtime.models.formats import WEIGHT_FORMATS, weight_format
+    from kernelforge_runtime.plan import open_kernels
     from kernelforge_runtime.text import load_tokenizer
     from kernelforge_runtime.vk import open_device
 

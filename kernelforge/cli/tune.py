@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile",
         choices=("quick", "full"),
         default="quick",
-        help="quick: 40 trials per problem, finals of the best 3 beside the default, 5 minutes in all; "
+        help="quick: 40 trials per problem, finals of 3 besides the default, 5 minutes in all; "
         "full: 150, finals of 5, 30 minutes (default: quick)",
     )
     options.add(effort, "trials", "seconds", "seed")

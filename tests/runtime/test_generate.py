@@ -7,7 +7,6 @@ import pytest
 
 import kernelforge_runtime as kf
 from kernelforge_runtime.engine.generate import Statistics
-from kernelforge_runtime.models import reference as reference_module
 from tests.models.checkpoints import random_rwkv7
 
 GREEDY = kf.Sampling(temperature=0)
@@ -154,7 +153,6 @@ def test_a_prompt_that_cannot_be_run_is_refused_at_the_first_piece(reference, pr
 
 
 def test_a_long_prompt_leaves_no_logits_behind_but_its_last(reference, monkeypatch):
-    monkeypatch.setattr(reference_module, "CHUNK", 4)
     step, made, most = reference._step, [], []
 
     def watched(*given):
@@ -163,9 +161,9 @@ def test_a_long_prompt_leaves_no_logits_behind_but_its_last(reference, monkeypat
         made.append(weakref.ref(logits))
         return logits, seen
 
-    expected, _ = reference.forward(list(range(60)))
+    expected, _ = reference.forward(list(range(60)), chunk=4)
     monkeypatch.setattr(reference, "_step", watched)
-    found, _ = reference.forward(list(range(60)))
+    found, _ = reference.forward(list(range(60)), chunk=4)
     np.testing.assert_array_equal(found, expected)
     assert len(most) == 15
     assert max(most) <= 2
