@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from kernelforge.compile import compile_variant
@@ -44,19 +45,9 @@ class Bench(TimedProblem):
     isolated = False
     """A variant that loses the device takes this process's along."""
 
-    def __init__(
-        self,
-        device: Device,
-        family: KernelFamily,
-        precision: DType,
-        problem: Problem,
-        seed: int | None = None,
-        effort: Effort | None = None,
-        verify_on: Problem | None = None,
-    ) -> None:
-        """See `TimedProblem`."""
-        super().__init__(device, family, precision, problem, seed, effort, verify_on)
-        self._programs = Programs(device.info, family, precision, problem)
+    @cached_property
+    def _programs(self) -> Programs:
+        return Programs(self.info, self.family, self.precision, self.problem)
 
     def measure(self, params: Mapping[str, Any], incumbent_ns: float | None = None) -> Measurement:
         """Compiles, verifies and times one variant.
