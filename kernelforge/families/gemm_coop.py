@@ -34,6 +34,10 @@ TOLERANCE = 128.0
 where both do, and 4.5 times that for the worst of many sums. The tolerance of a sum of 64 products,
 the shortest, is 2^-16."""
 
+SUMS_PER_K = 8
+"""K is at least so many times what ACC=f16 sums in float16. With n products in each such sum, the
+result is off by some 2^-12.5 sqrt(n / 2) of its size (see gemm_half): 2^-14.5 sqrt(K) where n is
+K / 8, a sixth of what is allowed near zero, which leaves room for the worst of many."""
 
 _TILE = (("M", "BM"), ("T", "BT"), ("K", "BK"))
 """Dimensions, and how much of each a workgroup takes at a time."""
@@ -185,6 +189,12 @@ GEMM_COOP = KernelFamily(
         ),
         Constraint(
             "a parameter that changes nothing is not varied", lambda p, d: _only_where_it_matters(p)
+        ),
+        ProblemConstraint(
+            "sums in halves are for a long K, whose tolerance is larger",
+            lambda p, d, problem: (
+                p["ACC"] == "f32" or problem["K"] >= SUMS_PER_K * (p["BK"] // p["SPLIT_K"])
+            ),
         ),
         ProblemConstraint(
             "aligned tiles have no rest",
