@@ -255,6 +255,7 @@ setup_venv() {
   if ! { [[ -x .venv/bin/python ]] && .venv/bin/python -c '' 2>/dev/null &&
     grep -F "$root/.venv" .venv/bin/activate >/dev/null; }; then
     say "making .venv with $("$python" --version)"
+    [[ ! -L .venv ]] || rm .venv  # another checkout's is not to be emptied
     "$python" -m venv --clear .venv >"$state/venv.log" 2>&1 ||
       die "python -m venv failed: $(tail -n 1 "$state/venv.log")." \
         "On Debian and Ubuntu: apt-get install python3-venv"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kernelforge_runtime.errors import KernelForgeError
-from kernelforge_runtime.written_file import place_of
+from kernelforge_runtime.written_file import place_of, written_whole
 
 
 def check_place(option: str, path: str) -> None:
@@ -30,13 +30,8 @@ def write_text(option: str, path: str, text: str) -> None:
             with Path(path).open("a", encoding="utf-8") as stream:
                 stream.write(text)
             return
-        place = place_of(path)
-        part = place.with_name(f".{place.name}.part")
-        try:
-            part.write_text(text, encoding="utf-8")
-            part.replace(place)
-        finally:
-            part.unlink(missing_ok=True)
+        with written_whole(place_of(path)) as file:
+            file.write(text.encode())
 
 
 def _is_stream(path: str) -> bool:

@@ -14,6 +14,7 @@ from kernelforge.cli import options
 from kernelforge.cli.options import UsageError
 from kernelforge.cli.output import Output, plain
 from kernelforge.cli.progress import ProgressBar
+from kernelforge_runtime.written_file import written_whole
 
 if TYPE_CHECKING:
     from kernelforge.tune.pareto import Front, Point
@@ -194,6 +195,5 @@ def _keep(path: Path, document: dict[str, object]) -> None:
     which = ("model", "text", "activations")
     kept = [old for old in kept if any(old.get(key) != document[key] for key in which)]
     text = json.dumps({"comparisons": [*kept, plain(document)]}, indent=2, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with written_whole(path) as file:
+        file.write((text + "\n").encode())

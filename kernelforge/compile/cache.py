@@ -6,15 +6,13 @@ folder may be deleted at any time.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import os
-import tempfile
 from pathlib import Path
 
 from kernelforge.compile.glslang import FLAGS, Compiler
 from kernelforge.resources import cache_dir
+from kernelforge_runtime.written_file import written_whole
 
 log = logging.getLogger(__name__)
 
@@ -63,15 +61,8 @@ class SpirvCache:
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(_FORMAT + hashlib.sha256(spirv).digest() + spirv)
-                Path(temporary).replace(path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    Path(temporary).unlink()
-                raise
+            with written_whole(path) as file:
+                file.write(_FORMAT + hashlib.sha256(spirv).digest() + spirv)
         except OSError as error:
             if self._writable:
                 log.warning("cannot keep compiled kernels in %s: %s", self.folder, error)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
 from kernelforge.compile.glslang import Compiler, compile_glsl, find_compiler
 from kernelforge.errors import CompileError
 from kernelforge.resources import cache_dir
+from kernelforge_runtime.written_file import written_whole
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +69,7 @@ def _write(path: Path, answers: dict[str, bool]) -> None:
     """Keeps them; of two processes that write at once one's answers are asked again later."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(answers, file, indent=1, sort_keys=True)
-        Path(temporary).replace(path)
+        with written_whole(path) as file:
+            file.write(json.dumps(answers, indent=1, sort_keys=True).encode())
     except OSError as error:
         log.info("cannot keep what the compiler knows in %s: %s", path, error)

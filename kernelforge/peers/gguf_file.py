@@ -7,7 +7,6 @@ dimensions stand innermost first.
 from __future__ import annotations
 
 import math
-import secrets
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelforge.errors import ConvertError
+from kernelforge_runtime.written_file import written_whole
 
 MAGIC: Final = b"GGUF"
 VERSION: Final = 3
@@ -61,19 +61,13 @@ def write_gguf(path: Path, facts: Mapping[str, Fact], tensors: Sequence[GgufTens
     Raises:
         ConvertError: the file cannot be written, or a tensor is not what it was said to be.
     """
-    partial = path.with_name(f".kernelforge-{secrets.token_hex(6)}.part")
     try:
-        try:
-            with partial.open("xb") as file:
-                head = _head(facts, tensors)
-                file.write(head + _padding(len(head)))
-                for tensor in tensors:
-                    file.write(_elements(tensor).data)
-                    file.write(_padding(tensor.nbytes))
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with written_whole(path) as file:
+            head = _head(facts, tensors)
+            file.write(head + _padding(len(head)))
+            for tensor in tensors:
+                file.write(_elements(tensor).data)
+                file.write(_padding(tensor.nbytes))
     except OSError as error:
         raise ConvertError(f"{path}: cannot be written: {error.strerror or error}") from None
 

@@ -30,6 +30,7 @@ from kernelforge_runtime.abi.device_info import GENERIC, DeviceInfo
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle import read_manifest
 from kernelforge_runtime.errors import BundleError, KernelForgeError
+from kernelforge_runtime.written_file import written_whole
 
 log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
@@ -117,13 +118,8 @@ def write_portfolio(known: Sequence[Known], path: Path) -> None:
     ]
     body = ",\n".join(lines)
     text = f'{{"format": "{FORMAT}", "version": {VERSION}, "known": [\n{body}\n]}}\n'
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        file.write(text.encode())
 
 
 def read_portfolio(path: Path) -> list[Known]:

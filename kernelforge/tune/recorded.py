@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from kernelforge.errors import TuneError
 from kernelforge.tune.encoded import Encoded
+from kernelforge_runtime.written_file import written_whole
 
 SCHEMA_VERSION = "1.0.0"
 
@@ -145,10 +146,8 @@ def write_cache(space: RecordedSpace, path: Path) -> None:
 
 
 def _write(text: bytes, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_bytes(text)
-        temporary.replace(path)
+        with written_whole(path) as file:
+            file.write(text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise TuneError(f"cannot write {path}: {error.strerror or error}") from None

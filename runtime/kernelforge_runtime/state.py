@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from safetensors.numpy import save as write_tensors
 from kernelforge_runtime.dtypes import F32, DType
 from kernelforge_runtime.errors import DeviceLostError, ModelError
 from kernelforge_runtime.model_identity import ModelHash, is_hash
-from kernelforge_runtime.written_file import place_of
+from kernelforge_runtime.written_file import place_of, written_whole
 
 Arrays = dict[str, NDArray[Any]]
 FORMAT = "kernelforge.state/1"
@@ -188,22 +187,12 @@ class State:
         known = [] if self.model is None else [ModelHash.of(self.model).to_json()]
         note = json.dumps([FORMAT, self.version, self.position, self.model, *known])
         data = write_tensors(tensors, {"kernelforge": note})
-        temporary = None
         try:
-            target = place_of(path)
-            unfinished = target.with_name(f".{secrets.token_hex(6)}.part")
-            with unfinished.open("xb") as file:
-                temporary = unfinished
+            with written_whole(place_of(path), lasting=True) as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             why = error.strerror if isinstance(error, OSError) else error
             raise ModelError(f"state {path} was not written: {why}; use another path") from error
-        finally:
-            if temporary is not None:  # broken off, by an interrupt for one, it is there still
-                temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(

@@ -1,11 +1,15 @@
-"""Where a file belongs that is written whole and then takes the place of what is there."""
+"""A file that is written whole, and then takes the place of what is there."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 def place_of(path: str | os.PathLike[str]) -> Path:
@@ -35,3 +39,31 @@ def place_of(path: str | os.PathLike[str]) -> Path:
     if not os.access(place.parent, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, "its folder may not be written", str(path))
     return place
+
+
+@contextlib.contextmanager
+def written_whole(place: Path, lasting: bool = False) -> Iterator[BinaryIO]:
+    """A new file, which takes its place when the block ends; if that fails nothing of it is left.
+
+    Who reads meanwhile, and who finds the disk full, has what was there before; of several that are
+    written at once the last one is there in the end, whole.
+
+    Args:
+        place: where it belongs; its folder is there.
+        lasting: it is on the disk before it takes the place of what cannot be made again.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    part = place.with_name(f".{secrets.token_hex(6)}.part")
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            if lasting:
+                os.fsync(file.fileno())
+        part.replace(place)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.bundle.bundle import MANIFEST_FILE
 from kernelforge_runtime.resources import xdg_dir
+from kernelforge_runtime.written_file import written_whole
 
 _log = logging.getLogger(__name__)
 
@@ -32,19 +32,14 @@ def remembered(device: DeviceInfo, rivals: Sequence[Path]) -> Path | None:
 
 def remember(device: DeviceInfo, rivals: Sequence[Path], fastest: Path) -> None:
     """Keeps the answer; a disk that refuses costs a warning, and the next start measures again."""
-    temporary = None
     try:
         digests = [_digest(folder) for folder in rivals]
         place = _place(device, digests)
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
-            temporary = Path(file.name)
+        with written_whole(place) as file:
             file.write(digests[rivals.index(fastest)].encode("ascii"))
-        temporary.replace(place)
     except OSError as error:
         _log.warning("which bundle is fastest here could not be kept: %s", error)
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def _digest(folder: Path) -> str:

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import struct
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from kernelforge_runtime.resources import xdg_dir
 from kernelforge_runtime.vk.loader import check
 from kernelforge_runtime.vk.logical_device import LogicalDevice
+from kernelforge_runtime.written_file import written_whole
 
 log = logging.getLogger(__name__)
 
@@ -95,19 +93,12 @@ class PipelineCache:
         """Writes what the driver gave, unless it is what was loaded, or nothing but a header."""
         if data == self._loaded or len(data) <= _DRIVER_HEADER.size:
             return
-        temporary = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as file:
-                temporary = Path(file.name)
+            with written_whole(self.path, lasting=True) as file:
                 file.write(_HEADER.pack(MAGIC, len(data), hashlib.sha256(data).digest()) + data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
         except OSError as error:
             log.warning("pipeline cache %s not saved: %s", self.path, error)
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Saves and releases the cache; a second call does nothing."""
