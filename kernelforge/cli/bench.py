@@ -232,7 +232,7 @@ def _run_device(
         )
         ceilings = _ceilings(device, output)
         limits = limits_of_others(args.peer, device, ceilings, args.peer_python, absent)
-        with ProgressBar(output, "bench") as bar, _peers(args, path, absent) as peers:
+        with ProgressBar(output, "bench") as bar, _peers(args, path, absent, device) as peers:
             for weights in args.weights:
                 how = weights, args.activations, args.quant, args.lora
                 with _loaded(path, device, kernels, *how) as subjects:
@@ -253,14 +253,18 @@ def _run_device(
 
 
 @contextlib.contextmanager
-def _peers(args: argparse.Namespace, path: Path, absent: Absent) -> Iterator[list[PeerSubject]]:
+def _peers(
+    args: argparse.Namespace, path: Path, absent: Absent, device: Device | None = None
+) -> Iterator[list[PeerSubject]]:
+    from kernelforge.peers.driver import only_driver_of
     from kernelforge.resources import cache_dir
 
     if not args.peer:
         yield []
         return
     cache = cache_dir() / "models"
-    with opened_peers(args.peer, path, cache, args.peer_python, absent) as peers:
+    seen = only_driver_of(device) if device is not None else {}
+    with opened_peers(args.peer, path, cache, args.peer_python, absent, seen) as peers:
         yield peers
 
 

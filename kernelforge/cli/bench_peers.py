@@ -137,6 +137,7 @@ def opened_peers(
     cache: Path,
     python: str | None,
     absent: Absent,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[list[PeerSubject]]:
     """Every peer that can be run; one that cannot be is named with its reason, and left out."""
     with open_checkpoint(model) as checkpoint:
@@ -147,7 +148,9 @@ def opened_peers(
         found = []
         for name in (name for name in names if name not in LIMITS):
             try:
-                engine = stack.enter_context(open_peer(name, subject, folder, cache, python))
+                engine = stack.enter_context(
+                    open_peer(name, subject, folder, cache, python, environment=environment)
+                )
             except KernelForgeError as error:
                 absent.add(name, error)
                 continue

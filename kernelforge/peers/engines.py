@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +137,7 @@ def open_peer(
     cache: Path,
     python: str | None = None,
     threads: int = 0,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[RunningPeer]:
     """Starts a peer on a model.
 
@@ -147,6 +148,7 @@ def open_peer(
         cache: where random models are kept.
         python: the interpreter that has the peer's package; this one by default.
         threads: of a peer that runs on the CPU; 0: as many as it takes.
+        environment: variables that its process has besides this one's.
 
     Raises:
         PeerError: there is no such peer, it cannot run this model, or it failed.
@@ -161,7 +163,7 @@ def open_peer(
         raise PeerError(f"its copy of the weights needs {needed / 1e9:.1f} GB in {folder}")
     target = folder / f"{name}{peer.suffix}"
     peer.write(source, target)
-    process = PeerProcess(peer.worker, folder, python)
+    process = PeerProcess(peer.worker, folder, python, environment)
     try:
         label = process.ask_label("load", LOAD_S, path=str(target), threads=threads)
         yield RunningPeer(name, label, peer.weights, source.stem, model.vocab, same, process)
