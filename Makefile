@@ -4,7 +4,7 @@ python := .venv/bin/python
 kernelforge := .venv/bin/kernelforge
 TEST_PROCESSES ?= 2
 VARIANTS ?= 20
-TESTS13 := tests/families/test_conformance.py $(wildcard tests/families/test_gemm_coop*.py) tests/families/test_wkv_chunk.py tests/models/test_matrix_prefill.py tests/models/test_chunked_prefill.py
+TESTS13 := tests/families/test_conformance.py tests/families/test_short_rows.py $(wildcard tests/families/test_gemm_coop*.py) tests/families/test_wkv_chunk.py tests/models/test_matrix_prefill.py tests/models/test_chunked_prefill.py
 # its software device compiles cooperative matrices for seconds each
 VARIANTS13 ?= 1
 models := $(wildcard runtime/demo/*.safetensors)
