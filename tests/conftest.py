@@ -27,28 +27,10 @@ from kernelforge_runtime.errors import DeviceError  # noqa: E402
 from kernelforge_runtime.vk import open_device  # noqa: E402
 from kernelforge_runtime.vk.device import VALIDATION_MESSAGES  # noqa: E402
 from tests.families.tally import TALLY, table  # noqa: E402
+from tests.scheduling import by_group  # noqa: E402
 
 PLACE = "KERNELFORGE_TEST_PLACE"
 """Where all processes of a run keep what each of them would else build anew."""
-
-LONGEST = (
-    "toolkit/test_cli_tune.py",
-    "toolkit/test_cli_verbs.py",
-    "toolkit/test_faults.py",
-    "toolkit/test_sharing.py",
-    "toolkit/test_honest_winner.py",
-    "toolkit/test_repeated.py",
-    "toolkit/test_untuned.py",
-    "toolkit/test_recording.py",
-    "toolkit/test_stale.py",
-    "models/test_rwkv7a.py",
-    "runtime/test_soak.py",
-    "runtime/test_fuzz_readers.py",
-)
-"""Of few tests that take long: started first, or one process is at them when all others are done.
-
-The others begin by how many tests they have, most first, which is how long they take as a rule.
-"""
 
 
 def pytest_configure(config):
@@ -61,38 +43,10 @@ def pytest_unconfigure(config):
         shutil.rmtree(os.environ.pop(PLACE), ignore_errors=True)
 
 
-def group_of(nodeid):
-    """Tests of one group stay in one process: those of a file, in conformance those of a precision.
-
-    A file's tests share what is dear to make; all of conformance in one process would leave the
-    others idle for minutes.
-    """
-    place, _, given = nodeid.partition("[")
-    group = place.partition("::")[0]
-    if Path(group).stem == "test_conformance" and given:
-        group = "-".join([group, *given.rstrip("]").split("-")[:2]])
-    return group
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """For `--dist loadgroup`: its own marks go into node ids, which pytest 9 keeps as they are."""
-    if config.getvalue("dist") != "loadgroup":
-        return None
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByGroup(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            return group_of(nodeid)
-
-        def _assign_work_unit(self, node):
-            for file in LONGEST:
-                if f"tests/{file}" in self.workqueue:
-                    self.workqueue.move_to_end(f"tests/{file}", last=False)
-                    break
-            super()._assign_work_unit(node)
-
-    return ByGroup(config, log)
+    return by_group(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 def pytest_addoption(parser):

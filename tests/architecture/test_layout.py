@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import LONGEST
+from tests.scheduling import LONGEST
 
 ROOT = Path(__file__).parents[2]
 

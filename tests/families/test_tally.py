@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.conftest import group_of
 from tests.families.tally import table
+from tests.scheduling import group_of
 
 HERE = ("gemv", "f16", "llvmpipe", "M1", [11, 12, 13], False, "")
 THERE = ("gemv", "f16", "swiftshader", "M1", [12, 13], True, "")
