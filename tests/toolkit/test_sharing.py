@@ -71,7 +71,7 @@ def test_killed_at_twenty_random_instants_no_trial_is_lost_or_measured_twice(
     tmp_path: Path,
 ) -> None:
     storage = tmp_path / "studies"
-    worker = start(storage, tmp_path, "--kills", 20, "--pause", 0.002, "--rows", 20)
+    worker = start(storage, tmp_path, "--kills", 20, "--pause", 0.015, "--rows", 20)
     said, complaints = worker.communicate(timeout=240)
     assert worker.returncode == 0, complaints
     assert complaints.split().count("killed") >= 15
