@@ -33,7 +33,8 @@ _WORD: Final[dict[DType, Any]] = {F32: np.uint32, F16: np.uint16, BF16: np.uint1
 _LEAST, _MOST = 0x3880, 0x477F  # bfloat16 bits of 2^-14 and of the last value below 65536
 _LEAST_HALF = 0x400  # float16 bits of 2^-14
 _TWICE_LEAST, _TWICE_SPAN = np.uint16(2 * _LEAST), np.uint16(2 * (_MOST - _LEAST))
-_FOUR, _HALF_LEAST, _SIGN = np.uint16(4), np.uint16(_LEAST_HALF), np.uint16(0x8000)
+_SIGN_BIT: Final = 0x8000
+_FOUR, _HALF_LEAST, _SIGN = np.uint16(4), np.uint16(_LEAST_HALF), np.uint16(_SIGN_BIT)
 
 
 class StoredMatrix:
@@ -42,6 +43,7 @@ class StoredMatrix:
     NumPy takes it for a float32 array, which is then made.
 
     Attributes:
+        dtype: F32, F16 or BF16, as it is stored.
         shape: [rows, columns].
     """
 
@@ -61,7 +63,7 @@ class StoredMatrix:
             forget: told of elements that will hardly be asked for again.
         """
         self._forget = forget
-        self._raw, self._dtype, self._where = raw, DTYPES[dtype], where
+        self._raw, self.dtype, self._where = raw, DTYPES[dtype], where
         self.shape: tuple[int, ...] = raw.shape
 
     @property
@@ -74,12 +76,12 @@ class StoredMatrix:
 
     def __getitem__(self, rows: slice) -> StoredMatrix:
         """Some of the rows."""
-        return StoredMatrix(self._raw[rows], self._dtype.name, self._where, self._forget)
+        return StoredMatrix(self._raw[rows], self.dtype.name, self._where, self._forget)
 
     @property
     def T(self) -> StoredMatrix:  # noqa: N802 - as of arrays
         """The transpose."""
-        return StoredMatrix(self._raw.T, self._dtype.name, self._where, self._forget)
+        return StoredMatrix(self._raw.T, self.dtype.name, self._where, self._forget)
 
     def __array__(
         self, dtype: Any = None, copy: bool | None = None
@@ -101,42 +103,51 @@ class StoredMatrix:
         """Says that it was written and will hardly be asked for again."""
         self._forget(self._raw)
 
-    def write(self, target: NDArray[Any], form: DType) -> None:
+    def write(self, target: NDArray[Any], form: DType, within: DType | None = None) -> None:
         """Writes the matrix in a format.
 
         Args:
             target: of this shape and the format's NumPy type; may be memory of a device.
             form: F32, F16 or BF16.
+            within: F16 where bfloat16 is to be rounded to it later.
 
         Raises:
-            ModelError: it holds NaN or infinity, or does not fit the format.
+            ModelError: it holds NaN or infinity, or does not fit the formats.
         """
         step = max(1, PIECE_ELEMENTS // max(1, self.shape[1]))
         threads = min(MOST_THREADS, os.cpu_count() or 1)
         if self.size < SHARED_ELEMENTS or threads == 1:
-            self._write_rows(target, form, 0, len(self), step)
+            self._write_rows(target, form, 0, len(self), step, within)
             return
         share = -(-len(self) // (4 * threads))
         with ThreadPoolExecutor(threads) as pool:
             jobs = [
-                pool.submit(self._write_rows, target, form, start, start + share, step)
+                pool.submit(self._write_rows, target, form, start, start + share, step, within)
                 for start in range(0, len(self), share)
             ]
             for job in jobs:
                 job.result()
 
     def _write_rows(
-        self, target: NDArray[Any], form: DType, first: int, end: int, step: int
+        self,
+        target: NDArray[Any],
+        form: DType,
+        first: int,
+        end: int,
+        step: int,
+        within: DType | None,
     ) -> None:
         for start in range(first, min(end, len(self)), step):
             rows = slice(start, min(start + step, end, len(self)))
-            self._write_piece(self._raw[rows], target[rows], form)
+            self._write_piece(self._raw[rows], target[rows], form, within)
 
-    def _write_piece(self, raw: NDArray[Any], target: NDArray[Any], form: DType) -> None:
-        stored, raw = self._dtype, np.ascontiguousarray(raw)
+    def _write_piece(
+        self, raw: NDArray[Any], target: NDArray[Any], form: DType, within: DType | None
+    ) -> None:
+        stored, raw = self.dtype, np.ascontiguousarray(raw)
         if form == stored:
             target[...] = raw
-            self._require_finite(raw, stored)
+            self._require_finite(raw, stored, within)
         elif stored == BF16 and form == F16:
             if not half_of_bfloat(raw, target):
                 self._require_finite(raw, stored)
@@ -149,7 +160,9 @@ class StoredMatrix:
                 raise ModelError(self._misfit())
             target[...] = found
 
-    def _require_finite(self, raw: NDArray[Any], stored: DType) -> None:
+    def _require_finite(
+        self, raw: NDArray[Any], stored: DType, within: DType | None = None
+    ) -> None:
         word = np.dtype(_WORD[stored])
         mask = _EXPONENT[stored]
         # Of positive values the largest is the signed maximum, of negative ones the unsigned one:
@@ -161,6 +174,12 @@ class StoredMatrix:
                 f"{self._where} holds NaN or infinite weights; "
                 "the file is damaged or its training diverged"
             )
+        if (
+            within == F16
+            and stored == BF16
+            and any(value & ~_SIGN_BIT > _MOST for value in largest)
+        ):
+            raise ModelError(self._misfit())
 
     def _misfit(self) -> str:
         name = self._where.rpartition(": ")[2]

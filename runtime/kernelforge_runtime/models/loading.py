@@ -15,6 +15,7 @@ from kernelforge_runtime.bundle.select import Selection
 from kernelforge_runtime.errors import KernelForgeError
 from kernelforge_runtime.models.base import ModelConfig, ModelFile
 from kernelforge_runtime.ops import VulkanOps
+from kernelforge_runtime.ops.device_rounding import DeviceRounding
 from kernelforge_runtime.ops.device_weights import OnUpload
 from kernelforge_runtime.ops.later_work import LaterWork
 from kernelforge_runtime.turns import taking_turns
@@ -62,6 +63,7 @@ def load_weights(
     """
     begun, spent = time.perf_counter(), list[float]()
     work = ops.store.later = LaterWork()
+    rounding = ops.store.rounding = DeviceRounding(ops.device, ops.kernels, work.begin)
     if progress is not None:
         ops.store.on_upload = counting(checkpoint, progress)
     try:
@@ -72,9 +74,10 @@ def load_weights(
             # Not before: half of it is Python, which two threads get through in more time than one.
             found = work.begin(partial(model_hash, checkpoint))
             work.run()
+        rounding.run()
     finally:
         work.drop()
-        ops.store.later = None
+        ops.store.later = ops.store.rounding = None
     return Loaded(weights, found(), time.perf_counter() - begun, sum(spent))
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from kernelforge_runtime.abi.route import ROUTE_ROWS
 from kernelforge_runtime.abi.signature import Layouts
-from kernelforge_runtime.dtypes import QUANTIZED, U32, DType
+from kernelforge_runtime.dtypes import BF16, QUANTIZED, U32, DType
+from kernelforge_runtime.ops.device_rounding import DeviceRounding
 from kernelforge_runtime.ops.later_work import LaterWork
 from kernelforge_runtime.ops.matrix_place import MatrixPlace, PlacedRows
 from kernelforge_runtime.ops.vocabulary import Part, Weight
@@ -81,6 +82,7 @@ class DeviceWeights:
         on_upload: called after each tensor.
         later: what is given to it instead of being done at once: matrices and tables of a file, in
             memory that the host sees. None: everything is done at once.
+        rounding: what is given to it stays to be rounded by whoever set it. None: the host rounds.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class DeviceWeights:
         self.layouts_of = layouts_of
         self.on_upload: OnUpload = lambda name, count: None
         self.later: LaterWork | None = None
+        self.rounding: DeviceRounding | None = None
 
     def vector(self, values: NDArray[np.float32]) -> DeviceVector:
         """Uploads a small tensor in float32."""
@@ -135,11 +138,25 @@ class DeviceWeights:
         placed = [
             PlacedRows(row, part.name, part.weight) for row, part in zip(starts, parts, strict=True)
         ]
-        self._place(MatrixPlace(piece, rows, k, form, layouts), rows, k, placed)
+        self._place(piece, rows, k, form, placed, layouts)
         return piece
 
-    def _place(self, place: MatrixPlace, rows: int, k: int, parts: Sequence[PlacedRows]) -> None:
+    def _place(
+        self,
+        piece: BufferSlice,
+        rows: int,
+        k: int,
+        form: DType,
+        parts: Sequence[PlacedRows],
+        layouts: Layouts = ROW_MAJOR,
+    ) -> None:
         """Fills a matrix: by threads where they can, later where that is asked for."""
+        rounding = self.rounding
+        if rounding is not None and rounding.takes(form, [part.weight for part in parts]):
+            rounding.add(piece)
+            place = MatrixPlace(piece, rows, k, BF16, layouts, within=form)
+        else:
+            place = MatrixPlace(piece, rows, k, form, layouts)
         if not place.is_seen:
             place.fill(parts, 0, rows)
             return
@@ -200,9 +217,7 @@ class DeviceWeights:
         """A table in a format, as it is."""
         count, width = rows.shape
         memory = self.arena.take(form.nbytes(rows.size))
-        self._place(
-            MatrixPlace(memory, count, width, form), count, width, [PlacedRows(0, name, rows)]
-        )
+        self._place(memory, count, width, form, [PlacedRows(0, name, rows)])
         return memory
 
     def _tell(self, name: str, count: int) -> None:

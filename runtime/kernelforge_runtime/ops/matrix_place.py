@@ -80,8 +80,25 @@ class MatrixPlace:
     """
 
     def __init__(
-        self, piece: BufferSlice, rows: int, k: int, form: DType, layouts: Layouts = ROW_MAJOR
+        self,
+        piece: BufferSlice,
+        rows: int,
+        k: int,
+        form: DType,
+        layouts: Layouts = ROW_MAJOR,
+        within: DType | None = None,
     ) -> None:
+        """Nothing is written yet.
+
+        Args:
+            piece: the memory.
+            rows: of the matrix.
+            k: its width.
+            form: of its elements.
+            layouts: how they lie.
+            within: another format that they must fit; see StoredMatrix.write.
+        """
+        self._within = within
         self._piece, self._k, self._form, self._layouts = piece, k, form, layouts
         memory = seen_as(piece, 1, packed_nbytes(rows, k, form, layouts) * 8 // form.bits, form)
         self._memory = None if memory is None else memory.reshape(-1)
@@ -112,6 +129,7 @@ class MatrixPlace:
                 [part for part in parts if low < part.end and part.first < high],
                 low,
                 self._form,
+                self._within,
             )
             self._keep(plain, low, high)
         for part in parts:
@@ -139,16 +157,21 @@ class MatrixPlace:
             moves.run(plain.reshape(-1), memory)
 
 
-def _fill(plain: NDArray[np.generic], parts: Sequence[PlacedRows], low: int, form: DType) -> None:
+def _fill(
+    plain: NDArray[np.generic],
+    parts: Sequence[PlacedRows],
+    low: int,
+    form: DType,
+    within: DType | None,
+) -> None:
     filled = 0
     for part in parts:
         begin, end = max(low, part.first), min(low + len(plain), part.end)
         plain[filled : begin - low] = 0
         filled, width = end - low, part.weight.shape[1]
         target = plain[begin - low : filled]
-        write(
-            part.name, part.weight[begin - part.first : end - part.first], target[:, :width], form
-        )
+        rows = part.weight[begin - part.first : end - part.first]
+        write(part.name, rows, target[:, :width], form, within)
         if width < plain.shape[1]:
             target[:, width:] = 0
     plain[filled:] = 0

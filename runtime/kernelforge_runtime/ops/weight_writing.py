@@ -23,15 +23,22 @@ def seen_as(piece: BufferSlice, rows: int, k: int, form: DType) -> NDArray[np.ge
     return found.reshape(rows, k)
 
 
-def write(name: str, weight: Weight, target: NDArray[np.generic], form: DType) -> None:
-    """Rows of a matrix or a table in f32, f16 or bf16.
+def write(
+    name: str,
+    weight: Weight,
+    target: NDArray[np.generic],
+    form: DType,
+    within: DType | None = None,
+) -> None:
+    """Rows of a matrix or a table in f32, f16 or bf16; see StoredMatrix.write for `within`.
 
     Raises:
         ModelError: they hold NaN or infinity, or do not fit the format.
     """
     if isinstance(weight, StoredMatrix):
-        weight.write(target, form)
+        weight.write(target, form, within)
         return
+    assert within is None
     with np.errstate(over="ignore"):
         encoded = encode(np.asarray(weight, np.float32), form)
     if form == F16 and not np.isfinite(encoded).all():
