@@ -18,6 +18,7 @@ from kernelforge_runtime.plan.scratch import Scratch
 from kernelforge_runtime.plan.sets import descriptor_sets
 from kernelforge_runtime.vk import BufferSlice, CommandBuffer, Device, TimestampPool
 from kernelforge_runtime.vk.descriptors import DescriptorPool
+from kernelforge_runtime.vk.pipeline import Pipeline
 
 Timing = Literal["none", "ends", "each"]
 DEFAULT_TIMEOUT_S = 600.0
@@ -70,6 +71,7 @@ class Plan:
         self._pool: TimestampPool | None = None
         self._descriptors: DescriptorPool | None = None
         self._commands: list[CommandBuffer] = []
+        self._held: list[Pipeline] = []
         try:
             self._record()
         except BaseException:
@@ -79,10 +81,7 @@ class Plan:
     def _record(self) -> None:
         device = self.device
         bound = [d.bound() for d in self.dispatches]
-        pipelines = [
-            device.pipeline(d.module, d.module.signature.window_room(d.dims))
-            for d in self.dispatches
-        ]
+        pipelines = [self._pipeline(dispatch) for dispatch in self.dispatches]
         self._descriptors, sets = descriptor_sets(device, self.dispatches, pipelines, bound)
         if self.timing != "none" and self.clock == "timestamp":
             count = 2 if self.timing == "ends" else 2 * len(self.dispatches) + 1
@@ -115,6 +114,12 @@ class Plan:
         if self._pool is not None and self.timing == "ends":
             commands.timestamp(self._pool, 1)
         commands.end()
+
+    def _pipeline(self, dispatch: Dispatch) -> Pipeline:
+        module = dispatch.module
+        room = module.signature.window_room(dispatch.dims)
+        self._held.append(self.device.pipelines.hold(module, room))
+        return self._held[-1]
 
     def _part(self) -> CommandBuffer:
         self._commands.append(CommandBuffer(self.device, self.name))
@@ -233,6 +238,9 @@ class Plan:
             if part is not None:
                 part.close()
         self._commands, self._descriptors, self._pool = [], None, None
+        held, self._held = self._held, []
+        if self.device.handle is not None:
+            self.device.pipelines.let_go(held)
 
     def __enter__(self) -> Plan:
         return self

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from types import TracebackType
-from typing import Any
 
 from kernelforge_runtime.abi.device_info import DeviceInfo
 from kernelforge_runtime.abi.module import ShaderModule
@@ -21,6 +20,7 @@ from kernelforge_runtime.vk.physical import (
 )
 from kernelforge_runtime.vk.pipeline import Pipeline
 from kernelforge_runtime.vk.pipeline_cache import PipelineCache
+from kernelforge_runtime.vk.pipelines import Pipelines
 from kernelforge_runtime.vk.staging import Staging
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ class Device(LogicalDevice):
         self, instance: Instance, physical: PhysicalDevice, memory: int | None = None
     ) -> None:
         super().__init__(instance, physical, memory)
-        self._pipelines: dict[tuple[str, Any, int], Pipeline] = {}
         self.pipeline_cache = PipelineCache(self)
+        self.pipelines = Pipelines(self, self.pipeline_cache)
         self._staging = self.staging = Staging(self)
         self._takes_host_memory = takes_host_memory(self)
 
@@ -60,6 +60,8 @@ class Device(LogicalDevice):
     def pipeline(self, module: ShaderModule, room: int = 0) -> Pipeline:
         """The pipeline of a module, made once per device, and per room for windows.
 
+        Plans hold what they use, see `pipelines`; others may find it closed much later.
+
         Args:
             module: the kernel.
             room: how many windows it can show of a buffer, see `Signature.window_room`.
@@ -68,10 +70,7 @@ class Device(LogicalDevice):
             DeviceError: the driver refuses it, or the device lacks a feature that it needs.
             SpirvError: the module does not match its signature.
         """
-        key = (module.sha256, module.signature, room)
-        if key not in self._pipelines:
-            self._pipelines[key] = Pipeline(self, module, self.pipeline_cache, room)
-        return self._pipelines[key]
+        return self.pipelines.get(module, room)
 
     def placement(self, host_visible: bool) -> Placement:
         """Where buffers go that the host must see, or need not see."""
@@ -86,7 +85,7 @@ class Device(LogicalDevice):
         self._staging.close()
         for _, item in reversed(list(self._owned.values())):
             item.close()
-        self._pipelines.clear()
+        self.pipelines.clear()
         self.pipeline_cache.close()
         lib.vkDestroyCommandPool(self.handle, self.command_pool, ffi.NULL)
         lib.vkDestroyDevice(self.handle, ffi.NULL)
