@@ -65,7 +65,7 @@ class Row:
             "unit": self.unit,
             "median": median(self.samples),
             "mean": sum(self.samples) / len(self.samples),
-            "spread": spread(self.samples),
+            "spread": spread(self.samples) if len(self.samples) > 1 else None,
             "samples": list(self.samples),
             **self.facts,
         }

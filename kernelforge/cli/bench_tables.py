@@ -120,7 +120,7 @@ def document(
                 "ratio": median(pairs(first, second)),
                 "low": ratio.low,
                 "high": ratio.high,
-                "spread": spread(pairs(first, second)),
+                "spread": spread(pairs(first, second)) if len(first.tok_per_s) > 1 else None,
             }
             for first, second, ratio in find_ratios(records)
         ],
@@ -189,7 +189,7 @@ def _ratio_row(first: BenchRecord, second: BenchRecord, ratio: Interval) -> tupl
         first.test,
         f"{first.bundle} / {second.bundle}",
         f"{middle:.3f}",
-        percent(spread(found) / middle),
+        percent(spread(found) / middle) if len(found) > 1 else "-",
         f"{ratio.low:.3f} to {ratio.high:.3f}" if len(found) > 1 else "one pair only",
         " ".join(f"{pair:.3f}" for pair in found),
     )
