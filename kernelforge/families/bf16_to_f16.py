@@ -24,9 +24,9 @@ _SIGN = np.uint16(0x8000)
 def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
     """Bindings, grid and workgroup of one variant."""
     return Signature(
-        bindings=(Binding("weights", U32, ("W",), "readwrite"),),
-        push_constants=(PushConstant("W"),),
-        grid=Grid(x=(CeilDiv("W", 4 * p["WORKGROUP"] * p["QUADS"]),)),
+        bindings=(Binding("weights", U32, ("N", 4), "readwrite"),),
+        push_constants=(PushConstant("N"),),
+        grid=Grid(x=(CeilDiv("N", p["WORKGROUP"] * p["QUADS"]),)),
         workgroup=p["WORKGROUP"],
         features=word_features(p),
         addressing=addressing(p),
@@ -35,11 +35,13 @@ def signature(precision: DType, p: Mapping[str, Any]) -> Signature:
 
 def inputs(problem: Problem, precision: DType, rng: np.random.Generator) -> Arrays:
     """A half of them weights as models have them, the others any number below 65536."""
-    size = 2 * problem["W"]
+    size = 8 * problem["N"]
     usual = encode(0.02 * rng.standard_normal(size, dtype=np.float32), BF16)
     any_size = rng.integers(0, BEYOND, size, dtype=np.uint16)
     bits = np.where(rng.random(size) < 0.5, usual, any_size)
-    return {"weights": (bits ^ rng.choice((_SIGN, np.uint16(0)), size)).view(np.uint32)}
+    return {
+        "weights": (bits ^ rng.choice((_SIGN, np.uint16(0)), size)).view(np.uint32).reshape(-1, 4)
+    }
 
 
 def oracle(
@@ -55,13 +57,13 @@ def oracle(
 
 def cost(problem: Problem, precision: DType) -> tuple[float, float]:
     """(flops, bytes): read and written once."""
-    return 0.0, 8.0 * problem["W"]
+    return 0.0, 32.0 * problem["N"]
 
 
 BF16_TO_F16 = KernelFamily(
     name="bf16_to_f16",
     template="bf16_to_f16.comp.j2",
-    dims=("W",),
+    dims=("N",),
     precisions=(F16,),
     space=Space(
         Choice("WORKGROUP", (4, 8, 16, 32, 64, 128, 256), default=64),
@@ -75,8 +77,7 @@ BF16_TO_F16 = KernelFamily(
     oracle=oracle,
     cost=cost,
     corner_problems=tuple(
-        Problem(W=words) for words in (4, 8, 252, 256, 260, 1020, 4100, 28_316, 65_536)
+        Problem(N=quads) for quads in (1, 2, 7, 61, 63, 64, 65, 255, 1025, 7079, 16_384)
     ),
-    default_problems=(Problem(W=1 << 18), Problem(W=1 << 21)),
-    problem_rule=lambda p: f"W must be a multiple of 4, found {p['W']}" if p["W"] % 4 else None,
+    default_problems=(Problem(N=1 << 16), Problem(N=1 << 19)),
 )

@@ -25,12 +25,12 @@ def kernels(llvmpipe):
 
 @pytest.fixture
 def rounded(monkeypatch):
-    """Words that were rounded by each load."""
+    """Groups of four words that each load rounded."""
     counts, run = [], DeviceRounding.run
 
     def counting(self):
         run(self)
-        counts.append(self.words)
+        counts.append(self.quads)
 
     monkeypatch.setattr(DeviceRounding, "run", counting)
     return counts
@@ -144,7 +144,7 @@ def test_kernels_without_it_leave_it_to_the_host(tmp_path, llvmpipe, kernels, ro
 def test_pieces_one_behind_the_other_go_together_and_large_ones_in_parts(
     llvmpipe, kernels, rng, monkeypatch
 ):
-    monkeypatch.setattr(device_rounding, "MOST_WORDS", 256)
+    monkeypatch.setattr(device_rounding, "MOST_QUADS", 64)
     arena, bits = Arena(llvmpipe, "weights", 1 << 14), {}
     rounding = DeviceRounding(llvmpipe, kernels)
     try:
@@ -160,9 +160,9 @@ def test_pieces_one_behind_the_other_go_together_and_large_ones_in_parts(
             found = piece.download(np.uint16, (piece.nbytes // 2,))
             after = before if i == 2 else decode(before, BF16).astype(np.float16).view(np.uint16)
             np.testing.assert_array_equal(found, after)
-        assert rounding.words == sum(p.nbytes // 4 for i, (p, _) in bits.items() if i != 2)
+        assert rounding.quads == sum(p.nbytes // 16 for i, (p, _) in bits.items() if i != 2)
         rounding.run()  # nothing is left
-        assert rounding.words == sum(p.nbytes // 4 for i, (p, _) in bits.items() if i != 2)
+        assert rounding.quads == sum(p.nbytes // 16 for i, (p, _) in bits.items() if i != 2)
     finally:
         arena.close()
 

@@ -37,7 +37,7 @@ def halve(weights):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-@pytest.mark.parametrize("sizes", [{"layers": 4, "width": 512}, {"vocab": 50000, "width": 128}])
+@pytest.mark.parametrize("sizes", [{"layers": 6, "width": 640}, {"vocab": 120_000, "width": 128}])
 def test_a_load_in_f16_peaks_below_its_share(sizes, tmp_path, llvmpipe):
     path = random_rwkv7(tmp_path / "m.safetensors", change=halve, **sizes)
     # Not getrusage: its peak begins with that of whoever started the process.
@@ -46,7 +46,7 @@ def test_a_load_in_f16_peaks_below_its_share(sizes, tmp_path, llvmpipe):
     )
     assert done.returncode == 0, done.stderr
     size = path.stat().st_size
-    assert size > 25e6
+    assert size > 60e6  # the driver takes some 20 MB to make kernels, whatever the model
     assert int(done.stdout) < MOST_FILES * size, f"{int(done.stdout) / size:.2f} sizes of the file"
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle.select import KernelSet
-from kernelforge_runtime.dtypes import BF16, F16, U32, DType
+from kernelforge_runtime.dtypes import BF16, F16, DType
 from kernelforge_runtime.errors import KernelForgeError
 from kernelforge_runtime.ops.vocabulary import Weight
 from kernelforge_runtime.plan import Dispatch, Plan
@@ -21,7 +21,9 @@ from kernelforge_runtime.stored_matrix import StoredMatrix
 from kernelforge_runtime.vk import Buffer, BufferSlice, Device
 
 FAMILY: Final = "bf16_to_f16"
-MOST_WORDS: Final = 1 << 21
+QUAD_BYTES: Final = 16
+"""What the kernel counts in."""
+MOST_QUADS: Final = 1 << 19
 """Of a dispatch: no device's limits are below it, and no watchdog waits for it."""
 
 
@@ -29,7 +31,7 @@ class DeviceRounding:
     """Pieces of memory that hold bfloat16 bits and are to hold float16 ones.
 
     Attributes:
-        words: that were rounded so far.
+        quads: that were rounded so far.
     """
 
     def __init__(
@@ -46,9 +48,9 @@ class DeviceRounding:
             begin: takes what a thread may do meanwhile.
         """
         self._device, self._begin = device, begin
-        self._kernel = kernels.find(FAMILY, F16.name, Problem(W=MOST_WORDS))
+        self._kernel = kernels.find(FAMILY, F16.name, Problem(N=MOST_QUADS))
         self._spans: list[tuple[Buffer, int, int]] = []
-        self.words = 0
+        self.quads = 0
 
     def takes(self, form: DType, weights: Iterable[Weight]) -> bool:
         """Whether weights that are to be in this format can be copied as they are."""
@@ -59,7 +61,7 @@ class DeviceRounding:
         )
 
     def add(self, piece: BufferSlice) -> None:
-        """Memory to be rounded, to its end; what lies there beside weights does not matter."""
+        """Memory of an arena to be rounded, to its end; what is behind weights does not matter."""
         if not self._spans:
             self._begin(self._make_pipeline)
         end = piece.offset + piece.nbytes
@@ -83,11 +85,11 @@ class DeviceRounding:
         dispatch = partial(Dispatch, self._kernel.module, label="rounding")
         dispatches = []
         for buffer, first, end in spans:
-            for start in range(first, end, U32.nbytes(MOST_WORDS)):
-                piece = buffer.slice(start, min(end - start, U32.nbytes(MOST_WORDS)))
-                words = piece.nbytes // U32.nbytes(1)
-                dispatches.append(dispatch(dims=Problem(W=words), buffers={"weights": piece}))
-                self.words += words
+            for start in range(first, end, QUAD_BYTES * MOST_QUADS):
+                quads = min((end - start) // QUAD_BYTES, MOST_QUADS)
+                piece = buffer.slice(start, QUAD_BYTES * quads)
+                dispatches.append(dispatch(dims=Problem(N=quads), buffers={"weights": piece}))
+                self.quads += quads
         with Plan(self._device, dispatches, name="rounding of weights") as plan:
             plan.run()
 
