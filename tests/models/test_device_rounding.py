@@ -14,6 +14,7 @@ from kernelforge_runtime.plan.arena import Arena
 from kernelforge_runtime.stored_matrix import StoredMatrix
 from kernelforge_runtime.vk.buffer import Buffer
 from tests.models.checkpoints import random_rwkv7
+from tests.models.versions import VERSIONS
 
 TOKENS = [5, 17, 3, 80, 3]
 
@@ -75,6 +76,22 @@ def test_the_device_rounds_as_the_host_does(
         for block, expected in zip(found, memory_of(model), strict=True):
             np.testing.assert_array_equal(block, expected)
     assert rounded[0] > 0 and rounded[1] == 0
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version_is_rounded_alike(version, tmp_path, llvmpipe, kernels, monkeypatch, rounded):
+    plain, path = VERSIONS[version](tmp_path / "plain.safetensors"), tmp_path / "m.safetensors"
+    assert main(["convert", str(plain), str(path), "--dtype", "bf16", "--quiet"]) == 0
+    found = []
+    for _ in range(2):
+        with kf.load_model(path, llvmpipe, kernels, "f16") as model:
+            found.append((model.forward(TOKENS)[0], memory_of(model)))
+        by_host(monkeypatch)
+    np.testing.assert_array_equal(*(logits for logits, _ in found))
+    for blocks in zip(*(memory for _, memory in found), strict=True):
+        np.testing.assert_array_equal(*blocks)
+    made = version.startswith("rosa-counting")  # its matrices are made from the file's
+    assert (rounded[0] == 0) == made and rounded[1] == 0
 
 
 def test_where_the_host_does_not_see_the_memory_too(
