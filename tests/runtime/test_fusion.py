@@ -47,6 +47,22 @@ def test_a_near_problem_stands_for_one_that_was_not_measured(tmp_path: Path) -> 
     assert not takes_fused(kernels, ("whole", "f32", near), parts, True)
 
 
+@pytest.mark.parametrize("otherwise", [False, True])
+def test_times_of_unlike_numbers_of_tokens_are_not_compared(
+    tmp_path: Path, otherwise: bool
+) -> None:
+    measured = {("one", 8): 50, ("two", 8): 60, ("whole", 1): 20, ("whole", 64): 900}
+    entries = [
+        entry(Problem(N=64, T=tokens), family, median_ns=ns)
+        for (family, tokens), ns in measured.items()
+    ]
+    kernels = KernelSet([opened(tmp_path, entries)])
+    for tokens in (1, 2, 7, 32, 64):
+        near = Problem(N=64, T=tokens)
+        parts = [(family, precision, near) for family, precision, _ in PARTS]
+        assert takes_fused(kernels, ("whole", "f32", near), parts, otherwise) is otherwise
+
+
 def test_bundles_without_the_fused_kernel_go_on_with_the_parts(tmp_path: Path) -> None:
     assert not taken(opened(tmp_path, times(one=50, two=60)))
 

@@ -74,13 +74,14 @@ def takes_fused(
     """Whether the fused kernel is used, not the separate ones.
 
     Medians are of a dispatch with its barrier, so that those of the parts may be added up; where a
-    problem itself was not measured, its nearest one stands for it, as it does for kernels.
+    problem itself was not measured, its nearest one stands for it, as it does for kernels; of
+    unlike numbers of tokens they say nothing of each other.
 
     Args:
         kernels: of the device.
         fused: does all in one dispatch.
         parts: do it one after another.
-        otherwise: what holds where not all of them were measured.
+        otherwise: what holds where not all of them were measured on as many tokens.
 
     Raises:
         BundleError: no bundle has the fused kernel, and not all of the parts either.
@@ -96,7 +97,8 @@ def takes_fused(
         _rounds(*pair) for pair in zip(parts, separate, strict=True)
     ):
         return False
-    if all(_measured(selection) for selection in (whole, *separate)):
+    tokens = {selection.entry.problem.get("T") for selection in (whole, *separate)}
+    if len(tokens) == 1 and all(_measured(selection) for selection in (whole, *separate)):
         together = sum(_time(kernels, *pair) for pair in zip(parts, separate, strict=True))
         return whole.entry.median_ns < together
     behind = max(kernels.bundles.index(s.bundle) for s in separate)
