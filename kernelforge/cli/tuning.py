@@ -264,6 +264,7 @@ class Tuning:
                 slots=max(self._args.slots, default=1),
             ) as model:  # fmt: skip
                 found += model.problems(self._args.steps, self._args.slots)
+                found += model.load_problems()
         families = load_families()
         found = with_rivals(
             found, families, buildable(self.device.info), rounding=self._args.int8_dot

@@ -5,6 +5,7 @@ import pytest
 
 import kernelforge_runtime as kf
 from kernelforge.cli.main import main
+from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle import KernelSet
 from kernelforge_runtime.dtypes import BF16, F16, F32, decode
 from kernelforge_runtime.errors import ModelError
@@ -191,3 +192,16 @@ def test_only_bfloat16_on_the_way_to_float16_is_taken(llvmpipe, kernels):
     assert not rounding.takes(F32, [own]) and not rounding.takes(BF16, [own])
     assert not rounding.takes(F16, [own, StoredMatrix(raw.view(np.float16), "f16", "m: b")])
     assert not rounding.takes(F16, [own, np.zeros((2, 4), np.float32)])
+
+
+@pytest.mark.parametrize(
+    ("weights", "quant", "wanted"),
+    [("f16", None, True), ("q8", None, True), ("bf16", None, False), ("f32", "head:f16", True)],
+)
+def test_tuning_a_model_tunes_what_its_loading_calls(
+    weights, quant, wanted, tmp_path, llvmpipe, kernels
+):
+    path = random_rwkv7(tmp_path / "m.safetensors")
+    with kf.load_model(path, llvmpipe, kernels, weights, quant=quant) as model:
+        found = model.load_problems()
+    assert found == wanted * [("bf16_to_f16", "f16", Problem(N=1 << 19), 1)]

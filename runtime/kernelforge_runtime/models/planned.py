@@ -11,7 +11,9 @@ from kernelforge_runtime.bundle.select import Match
 from kernelforge_runtime.models.dispatches import DispatchCount
 from kernelforge_runtime.models.step_size import BUCKETS
 from kernelforge_runtime.ops.builder import Call, PlanBuilder, Temporary
+from kernelforge_runtime.ops.device_rounding import rounding_problems
 from kernelforge_runtime.ops.vulkan_step import StepSize
+from kernelforge_runtime.weight_formats import WeightFormats
 
 Output = Literal["last", "full", "greedy", "choice"]
 
@@ -19,6 +21,7 @@ Output = Literal["last", "full", "greedy", "choice"]
 class PlannedSteps:
     """The questions that tools ask of a model on a device."""
 
+    formats: WeightFormats
     _steps: Sized
 
     @property
@@ -61,6 +64,10 @@ class PlannedSteps:
             for key in wanted:
                 found[key] = found.get(key, 0) + 1
         return [(*key, calls) for key, calls in found.items()]
+
+    def load_problems(self) -> list[tuple[str, str, Problem, int]]:
+        """As of `problems`: what loading a file in the formats of this model calls."""
+        return rounding_problems(self.formats)
 
     def dispatches(self, tokens: int = 1) -> DispatchCount:
         """How many dispatches the step takes that so many tokens of one sequence run in.

@@ -19,12 +19,20 @@ from kernelforge_runtime.ops.vocabulary import Weight
 from kernelforge_runtime.plan import Dispatch, Plan
 from kernelforge_runtime.stored_matrix import StoredMatrix
 from kernelforge_runtime.vk import Buffer, BufferSlice, Device
+from kernelforge_runtime.weight_formats import WeightFormats
 
 FAMILY: Final = "bf16_to_f16"
 QUAD_BYTES: Final = 16
 """What the kernel counts in."""
 MOST_QUADS: Final = 1 << 19
 """Of a dispatch: no device's limits are below it, and no watchdog waits for it."""
+
+
+def rounding_problems(formats: WeightFormats) -> list[tuple[str, str, Problem, int]]:
+    """(family, precision, problem, calls) of a load in these formats, as of a model's steps."""
+    if F16 not in {*formats.asked, formats.table}:
+        return []
+    return [(FAMILY, F16.name, Problem(N=MOST_QUADS), 1)]
 
 
 class DeviceRounding:
