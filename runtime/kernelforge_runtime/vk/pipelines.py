@@ -15,8 +15,9 @@ from kernelforge_runtime.vk.logical_device import LogicalDevice
 from kernelforge_runtime.vk.pipeline import Pipeline
 from kernelforge_runtime.vk.pipeline_cache import PipelineCache
 
-MOST_IDLE: Final = 512
-"""Kept though no plan uses them: some times what the steps of one model take."""
+MOST_IDLE: Final = 128
+"""Kept though no plan uses them: what the largest step of a model takes, some times over. With
+cooperative matrices one has five megabytes in Mesa 26's llvmpipe."""
 Key = tuple[str, Any, int]
 
 
