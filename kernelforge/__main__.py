@@ -1,8 +1,20 @@
-"""Runs the command line as `python -m kernelforge`."""
+"""Where a process of the command line begins: `kernelforge` and `python -m kernelforge`."""
 
 import sys
 
-from kernelforge.cli.main import main
+
+def main() -> int:
+    """Runs the command line; returns the exit code.
+
+    Its files are imported here rather than above, so that Ctrl-C ends their import in one line too.
+    """
+    try:
+        from kernelforge.cli.main import main as command_line
+    except KeyboardInterrupt:
+        print("kernelforge: interrupted", file=sys.stderr)
+        return 130
+    return command_line()
+
 
 if __name__ == "__main__":
     sys.exit(main())

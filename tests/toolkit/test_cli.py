@@ -172,6 +172,24 @@ def test_a_mistake_of_ours_names_its_place(capsys, monkeypatch):
     assert "test_cli.py:" in line
 
 
+def test_an_interrupt_during_the_first_imports_is_one_line_and_130():
+    program = (
+        "import builtins, sys\n"
+        "whole = builtins.__import__\n"
+        "def stopped(name, *rest):\n"
+        "    if name == 'kernelforge.cli.main':\n"
+        "        raise KeyboardInterrupt\n"
+        "    return whole(name, *rest)\n"
+        "builtins.__import__ = stopped\n"
+        "from kernelforge.__main__ import main\n"
+        "sys.exit(main())\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True
+    )
+    assert (found.returncode, found.stderr) == (130, "kernelforge: interrupted\n")
+
+
 def test_an_interrupt_is_one_line_and_130(capsys, monkeypatch):
     def interrupted(arguments, verb):
         raise KeyboardInterrupt
