@@ -16,6 +16,8 @@ FLOPS_PER_BYTE = 10.0
 """Arithmetic that takes as long as moving one byte, roughly, on the devices of the day."""
 NEAR = 0.12
 """Problems of which each dimension differs by less than this share are tuned as one."""
+OTHER_PRECISION = 2.0
+"""How far away another precision is, in doublings of one dimension."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,20 @@ class TuneTask:
         """Bytes moved and arithmetic, as bytes, times calls."""
         flops, moved = self.family.cost(self.problem, self.precision)
         return self.calls * (moved + flops / FLOPS_PER_BYTE)
+
+    def distance(self, precision: str, problem: Problem) -> float:
+        """How unlike another tuned problem of this family is: what won there, wins here less often.
+
+        Args:
+            precision: its name.
+            problem: its dimensions.
+
+        Returns:
+            `Problem.distance`, and `OTHER_PRECISION` where it is in another one. What wins changes
+            more from 8 tokens to 256 than from one 16-bit type to the other.
+        """
+        other = precision != self.precision.name
+        return self.problem.distance(problem) + (OTHER_PRECISION if other else 0.0)
 
     def __str__(self) -> str:
         return f"{self.family.name} {self.precision} {self.problem}"

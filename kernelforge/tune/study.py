@@ -395,6 +395,6 @@ def study_name(
 def _transfer(results: Sequence[TuneResult], task: TuneTask) -> list[dict[str, Any]]:
     """Winners of the same family at other problems, nearest first: good places to start."""
     same = [r for r in results if r.family == task.family.name]
-    same.sort(key=lambda r: (r.precision != task.precision.name, task.problem.distance(r.problem)))
+    same.sort(key=lambda r: task.distance(r.precision, r.problem))
     space = task.family.space
     return [space.normalise(Variant.parse(r.best.variant).values) for r in same[:2]]

@@ -84,7 +84,7 @@ def won_here(starts: Sequence[Start], task: TuneTask, info: DeviceInfo) -> dict[
 def starts_for(
     starts: Sequence[Start], task: TuneTask, info: DeviceInfo, most: int = MOST
 ) -> list[dict[str, Any]]:
-    """The configurations that fit a task, each once: its own precision and nearest problems first.
+    """The configurations that fit a task, each once: what is most like it first.
 
     A parameter that the winner's family did not have yet takes its default, and one that stands for
     a dimension takes the task's. What the family's space does not know any more is left out, and so
@@ -93,9 +93,8 @@ def starts_for(
     space = task.family.space
     usual = {choice.name: choice.default for choice in space.choices}
     given = {name: size for name, size in task.problem.items() if name in usual}
-    precision = task.precision.name
     same = [s for s in starts if s.variant.family == task.family.name]
-    same.sort(key=lambda s: (s.variant.precision != precision, task.problem.distance(s.problem)))
+    same.sort(key=lambda s: task.distance(s.variant.precision, s.problem))
     found: list[dict[str, Any]] = []
     for start in same:
         try:

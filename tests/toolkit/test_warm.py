@@ -40,6 +40,16 @@ def test_the_nearest_problem_comes_first_and_each_configuration_once() -> None:
     assert len(starts_for(starts, task, GENERIC, most=2)) == 2
 
 
+def test_this_very_problem_in_another_precision_comes_before_a_far_one_in_the_own() -> None:
+    task = TuneTask(small_family(), F32, Problem(M=64, K=64))
+    near, far = Problem(M=64, K=128), Problem(M=64, K=4096)
+    other = start(64, 1, task.problem)
+    other = replace(other, variant=Variant.of("small", "f16", other.variant.values))
+    starts = [start(8, 1, far), other, start(32, 2, near)]
+    found = [p["WORKGROUP"] for p in starts_for(starts, task, GENERIC)]
+    assert found == [32, 64, 8]
+
+
 def test_only_the_winner_of_this_problem_on_this_device_counts_as_won_here() -> None:
     task = TuneTask(small_family(), F32, Problem(M=64, K=64))
     elsewhere, other = start(8, 1, task.problem), start(8, 2, Problem(M=64, K=128))
