@@ -11,7 +11,7 @@ def main() -> int:
     try:
         from kernelforge.cli.main import main as command_line
     except KeyboardInterrupt:
-        print("kernelforge: interrupted", file=sys.stderr)
+        sys.stderr.write("kernelforge: interrupted\n")
         return 130
     return command_line()
 
