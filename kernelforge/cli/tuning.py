@@ -22,6 +22,7 @@ from kernelforge.compile import buildable, compile_variant, working_compiler
 from kernelforge.errors import CompileError, MeasureError, PackError
 from kernelforge.families import get_family, load_families
 from kernelforge.measure.baseline import Ceilings, measure_ceilings
+from kernelforge.measure.measurement import Measurement
 from kernelforge.measure.measurer import Measurer
 from kernelforge.measure.roofline import rate
 from kernelforge.measure.supervisor import Supervisor
@@ -40,7 +41,7 @@ from kernelforge.render import template_sha256
 from kernelforge.stale import is_same
 from kernelforge.tune.budget import Budget
 from kernelforge.tune.crossing import cross
-from kernelforge.tune.earlier import earlier_results, manifest_here
+from kernelforge.tune.earlier import earlier_results, manifest_here, with_crossed
 from kernelforge.tune.every_layout import kind_of, signature_of
 from kernelforge.tune.journal import Journal, read_journal
 from kernelforge.tune.portfolio import shipped_portfolio
@@ -175,7 +176,9 @@ class Tuning:
         """
         limit = self._budget.seconds
         spent = sum(result.seconds for result in results)
-        self._earlier = self._found_earlier(results)
+        journal = read_journal(self.folder / options.JOURNAL_FILE) if self._args.resume else []
+        results = with_crossed(results, journal, self.device.info, get_family, template_sha256)
+        self._earlier = self._found_earlier(results, journal)
         crossed = cross(
             [*results, *self._earlier],
             get_family,
@@ -187,7 +190,9 @@ class Tuning:
         self._earlier = crossed[len(results) :]
         return crossed[: len(results)]
 
-    def _found_earlier(self, results: Sequence[TuneResult]) -> list[TuneResult]:
+    def _found_earlier(
+        self, results: Sequence[TuneResult], journal: Sequence[Measurement]
+    ) -> list[TuneResult]:
         manifest = manifest_here(Path(self._out) / self.device.info.slug, self.device.info)
         toolchain = installed_toolchain()
         if manifest is None or not self._args.resume:
@@ -195,7 +200,6 @@ class Tuning:
         made_by = manifest.toolchain
         if (made_by.glslang, made_by.flags) != (toolchain.glslang, toolchain.flags):
             return []
-        journal = read_journal(self.folder / options.JOURNAL_FILE)
         families = load_families()
         return earlier_results(
             journal, manifest, self.device.info, results, families.get, template_sha256

@@ -6,7 +6,7 @@ timed on yesterday's problems, and the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,15 +67,9 @@ def earlier_results(
             (entry.family, entry.precision, _name(entry.problem)), set()
         ).add(entry.module_sha256)  # fmt: skip
     for result in done:
-        packed.pop((result.family, result.precision, _name(result.problem)), None)
-    driver = f"{info.driver_name} {info.driver_info}".strip()
-    found: dict[Key, list[Measurement]] = {}
-    for m in journal:
-        key = (m.family, m.precision, _name(Problem.parse(m.problem)))
-        if key in packed and (m.device, m.driver) == (info.slug, driver):
-            found.setdefault(key, []).append(m)
+        packed.pop(_key(result), None)
     results = []
-    for key, measured in sorted(found.items()):
+    for key, measured in sorted(_measured(packed, journal, info).items()):
         family = family_of(key[0])
         if family is None or key[1] not in {p.name for p in family.precisions}:
             continue
@@ -85,6 +79,64 @@ def earlier_results(
         if known is not None and packed[key] & {m.spirv_sha256 for m in known.finalists if m.ok}:
             results.append(known)
     return results
+
+
+def with_crossed(
+    results: Iterable[TuneResult],
+    journal: Iterable[Measurement],
+    info: DeviceInfo,
+    family_of: Callable[[str], KernelFamily],
+    template_of: Callable[[KernelFamily], str],
+) -> list[TuneResult]:
+    """Results, each with what an earlier run crossed after these very finals.
+
+    Finals are kept as long as no trial is added to their study; what was timed in turns with them
+    holds as long. After finals of this run nothing was crossed yet.
+
+    Args:
+        results: of this run.
+        journal: every measurement there is, oldest first.
+        info: of the device.
+        family_of: the family of a name.
+        template_of: today's hash of a family's template.
+    """
+    results = list(results)
+    found = _measured({_key(r) for r in results}, journal, info)
+    whole = []
+    for result in results:
+        family = family_of(result.family)
+        today, measured = template_of(family), found.get(_key(result), [])
+        last = max((i for i, m in enumerate(measured) if m.phase == "final"), default=None)
+        # Those after other finals are on another scale of time.
+        kept = last is not None and measured[last].seed == result.default.seed
+        after = [m for m in measured[last:] if m.template_sha256 == today] if kept else []
+        crossed = _crossed(after, family)
+        best = min((m for m in (result.best, *crossed) if m.ok), key=lambda m: m.median_ns)
+        whole.append(replace(result, best=best, finalists=(*result.finalists, *crossed)))
+    return whole
+
+
+def _key(result: TuneResult) -> Key:
+    return result.family, result.precision, _name(result.problem)
+
+
+def _measured(
+    wanted: Container[Key], journal: Iterable[Measurement], info: DeviceInfo
+) -> dict[Key, list[Measurement]]:
+    """What was measured of problems on this device and driver, oldest first."""
+    driver = f"{info.driver_name} {info.driver_info}".strip()
+    found: dict[Key, list[Measurement]] = {}
+    for m in journal:
+        key = (m.family, m.precision, _name(Problem.parse(m.problem)))
+        if key in wanted and (m.device, m.driver) == (info.slug, driver):
+            found.setdefault(key, []).append(m)
+    return found
+
+
+def _crossed(measured: Iterable[Measurement], family: KernelFamily) -> list[Measurement]:
+    """Those of other problems' winners, the last of each."""
+    crossed = {m.variant: m for m in measured if m.phase == PHASE and _is_known(m, family)}
+    return list(crossed.values())
 
 
 def _name(problem: Problem) -> str:
@@ -107,7 +159,7 @@ def _result(key: Key, measured: Sequence[Measurement], family: KernelFamily) -> 
     best = choose(finals)
     if best is None:
         return None
-    crossed = [m for m in measured[last + 1 :] if m.phase == PHASE and _is_known(m, family)]
+    crossed = _crossed(measured[last + 1 :], family)
     best = min((m for m in (best, *crossed) if m.ok), key=lambda m: m.median_ns)
     trials = [m for m in measured if m.phase == "trial"]
     return TuneResult(

@@ -8,7 +8,7 @@ from pathlib import Path
 from kernelforge.measure.measurement import Measurement, Outcome
 from kernelforge.render import render
 from kernelforge.tune.crossing import PHASE, missing
-from kernelforge.tune.earlier import earlier_results, manifest_here
+from kernelforge.tune.earlier import earlier_results, manifest_here, with_crossed
 from kernelforge.tune.study import TuneResult
 from kernelforge_runtime.abi.problem import Problem
 from kernelforge_runtime.bundle import Entry, Fingerprint, Manifest
@@ -122,3 +122,26 @@ def test_a_bundle_of_another_device_or_none_has_no_part(tmp_path: Path) -> None:
     assert manifest_here(path, DEVICE) is not None
     assert manifest_here(path, SIBLING) is None
     assert manifest_here(path, replace(DEVICE, driver_info="2.0")) is None
+
+
+def test_finals_that_were_kept_get_back_what_was_crossed_after_them_and_new_ones_do_not() -> None:
+    journal = [
+        measured(16, 90, 1), measured(8, 40, 9, phase=PHASE),
+        measured(16, 100, 2), measured(32, 80, 2), measured(64, 35, 8, phase="trial"),
+        measured(8, 90, 5, phase=PHASE), measured(8, 70, 6, phase=PHASE),
+        measured(64, 60, 5, phase=PHASE, template_sha256="2" * 64),
+        measured(64, 60, 5, phase=PHASE, device="another"),
+        measured(64, 60, 5, phase=PHASE, problem=TWO),
+    ]  # fmt: skip
+
+    def found(seed: int) -> TuneResult:
+        finals = (measured(16, 100, seed), measured(32, 80, seed))
+        result = TuneResult("small", "f32", ONE, finals[1], finals[0], finals, (), 4, 0.0, "")
+        template = lambda family: TEMPLATE  # noqa: E731
+        (whole,) = with_crossed([result], journal, DEVICE, lambda name: FAMILY, template)
+        return whole
+
+    kept, new = found(seed=2), found(seed=3)
+    assert widths(kept.finalists) == ["16", "32", "8"]
+    assert kept.best.median_ns == 70
+    assert (widths(new.finalists), new.best.median_ns) == (["16", "32"], 80)
